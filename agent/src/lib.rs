@@ -1,1 +1,7 @@
-//! stub
+//! The Keyhatch agent: who asks, what it may have, where the value lives, and the record that it happened.
+//!
+//! A request goes one way, and each step hands the next a type that only it can make:
+//! `identity::Peer`, `policy::Decision`, `audit::Receipt`, `cache::Lease`.
+
+pub mod files;
+pub mod sys;
