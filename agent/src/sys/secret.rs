@@ -26,7 +26,7 @@ pub enum Protection {
     Locked,
 }
 
-/// A mapping of secret memory. Its owner hands out ranges; see `cache::arena`.
+/// A mapping of secret memory. Its owner hands out ranges; see `sys::arena`.
 pub struct SecretMemory {
     reserved: NonNull<c_void>,
     start: NonNull<u8>,
