@@ -1,6 +1,6 @@
 //! .env files as Node's `dotenv` reads them, with errors where it would guess or skip.
 //!
-//! What is accepted has the same value there (its `parse`, versions 15 to 18). That parser is one regular
+//! What is accepted has the same value there (its `parse`, versions 16 to 18). That parser is one regular
 //! expression; the comments here say which of its habits a line mirrors.
 
 use std::ops::Range;
@@ -142,4 +142,96 @@ fn blank(c: char) -> bool {
 
 fn not_line_end(c: char) -> bool {
     !matches!(c, '\n' | '\r')
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Result<Vec<(String, String)>, (usize, Fault)> {
+        let read = pairs(text).map_err(|FaultAt(at, fault)| (at, fault))?;
+        let text = |pair: Pair| {
+            let value = String::from_utf8(pair.value.as_bytes().to_vec()).unwrap();
+            (pair.key, value)
+        };
+        Ok(read.into_iter().map(text).collect())
+    }
+
+    /// Each row was compared with npm's dotenv 16 and 18.
+    #[test]
+    fn values_are_those_of_node() {
+        for (text, value) in [
+            ("A=b", "b"),
+            ("export  A = b ", "b"),
+            ("\u{feff}A=\u{a0}b\u{a0}", "b"),
+            ("A: b", "b"),
+            ("A=", ""),
+            ("A=b=c", "b=c"),
+            ("A=b # c", "b"),
+            ("A=b#c", "b"),
+            ("A=#c", ""),
+            ("A='b # c' # it's", "b # c"),
+            ("A=\"b # c\"#d", "b # c"),
+            ("A=a\\nb", "a\\nb"),
+            ("A='a\\nb'", "a\\nb"),
+            ("A=`a\\nb`", "a\\nb"),
+            ("A=\"a\\nb\\rc\"", "a\nb\rc"),
+            ("A=\"a\\\\nb\"", "a\\\nb"),
+            ("A=\"a\r\nb\rc\"", "a\nb\nc"),
+            ("A='a\nb' # c", "a\nb"),
+            ("A=\"{\\\"k\\\": 1}\"", "{\\\"k\\\": 1}"),
+            ("A=`a\"b'c`", "a\"b'c"),
+            ("A=b'c'", "b'c'"),
+            ("A='it's'", "it's"),
+            ("A='x' y", "'x' y"),
+            ("A=\"a\" \"b\"", "a\" \"b"),
+            ("A=\"a\\\" # x", "a\\"),
+            ("A=${B}", "${B}"),
+        ] {
+            let wanted = vec![("A".to_owned(), value.to_owned())];
+            assert_eq!(read(text), Ok(wanted), "{text:?}");
+        }
+        let keys = read("# c\nexport=1\r\n\nexport =2\r a.b-C_9=3 # d\n").unwrap();
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|(key, value)| (&key[..], &value[..]))
+            .collect();
+        assert_eq!(keys, [("export", "1"), ("export", "2"), ("a.b-C_9", "3")]);
+    }
+
+    /// Where dotenv skips a line, or takes a quote for a part of the value.
+    #[test]
+    fn what_node_would_guess_is_an_error() {
+        for (text, at, fault) in [
+            ("A=b\nFOO", 4, Fault::NotAssignment),
+            ("export", 0, Fault::NotAssignment),
+            ("A B=c", 0, Fault::NotAssignment),
+            ("A:b", 0, Fault::NotAssignment),
+            ("A:\nB=c", 0, Fault::NotAssignment),
+            ("A\n=b", 0, Fault::NotAssignment),
+            ("A=\n'x'", 3, Fault::NotAssignment),
+            ("=b", 0, Fault::NotAssignment),
+            ("A='b\nB=c", 2, Fault::UnclosedQuote),
+            ("A= \"foo # \"bar\"", 3, Fault::UnclosedQuote),
+            ("A=`", 2, Fault::UnclosedQuote),
+            ("A=b\u{2028}B=c", 3, Fault::LineSeparator),
+        ] {
+            assert_eq!(read(text), Err((at, fault)), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_or_is_an_error(text in "[AB=:#'\"`\\\\nr \n\ré\u{a0}]{0,30}") {
+            let _ = read(&text);
+        }
+
+        #[test]
+        fn a_quoted_value_without_quotes_reads_back(value in "[^\"\\\\\r\u{2028}\u{2029}]{0,30}") {
+            let read = read(&format!("A=\"{value}\" # c")).unwrap();
+            prop_assert_eq!(&read[0].1, &value);
+        }
+    }
 }

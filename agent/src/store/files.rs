@@ -253,3 +253,129 @@ fn failed(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Fil
         source: source.into(),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    /// A folder of its own, gone at the end of the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            let unique = crate::store::Key::generate().unwrap().fingerprint();
+            let path = std::env::temp_dir().join(format!("keyhatch-store-{unique}"));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_new_store_is_private_and_made_once() {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("new");
+        let folder = Folder::init(&path).unwrap();
+        assert!(matches!(folder.read(), Err(FileError::Missing(_))));
+        let guard = folder.lock().unwrap();
+        assert!(matches!(guard.replace(b"x"), Err(FileError::Missing(_))));
+        guard.create(b"one").unwrap();
+        assert!(matches!(guard.create(b"two"), Err(FileError::Exists(_))));
+        assert_eq!(folder.read().unwrap(), b"one");
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(
+            (mode(&path.join(STORE)), mode(&path.join(LOCK))),
+            (0o600, 0o600)
+        );
+    }
+
+    #[test]
+    fn a_replaced_store_keeps_its_mode_and_its_owner() {
+        let scratch = Scratch::new();
+        let folder = Folder::open(&scratch.0).unwrap();
+        folder.lock().unwrap().create(b"one").unwrap();
+        let store = scratch.0.join(STORE);
+        fs::set_permissions(&store, Permissions::from_mode(0o640)).unwrap();
+        // Only root may give a file away; others see that the owner stays theirs.
+        let _ = std::os::unix::fs::chown(&store, Some(4242), Some(4243));
+        let before = fs::metadata(&store).unwrap();
+        let old = folder.open_store().unwrap();
+
+        folder.lock().unwrap().replace(b"two").unwrap();
+        let after = fs::metadata(&store).unwrap();
+        assert_eq!((after.uid(), after.gid()), (before.uid(), before.gid()));
+        assert_eq!(mode(&store), 0o640);
+        assert_eq!(folder.read().unwrap(), b"two");
+        assert_eq!(folder.read_from(&old).unwrap(), b"one");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed() {
+        let scratch = Scratch::new();
+        let folder = Folder::open(&scratch.0).unwrap();
+        folder.lock().unwrap().create(b"one").unwrap();
+        let next = scratch.0.join(NEXT);
+        symlink("/dev/null", &next).unwrap();
+        folder.lock().unwrap().replace(b"two").unwrap();
+        assert!(fs::symlink_metadata(&next).is_err());
+        assert_eq!(folder.read().unwrap(), b"two");
+    }
+
+    #[test]
+    fn links_and_pipes_are_refused() {
+        let scratch = Scratch::new();
+        let link = scratch.0.join("link");
+        symlink(&scratch.0, &link).unwrap();
+        assert!(Folder::open(&link).is_err());
+
+        let folder = Folder::open(&scratch.0).unwrap();
+        let store = scratch.0.join(STORE);
+        symlink("/dev/null", &store).unwrap();
+        assert!(matches!(folder.read(), Err(FileError::Io { .. })));
+        assert!(folder.lock().unwrap().replace(b"x").is_err());
+        fs::remove_file(&store).unwrap();
+        nix::unistd::mkfifo(&store, Mode::S_IRWXU).unwrap();
+        assert!(matches!(folder.read(), Err(FileError::NotRegular(_))));
+    }
+
+    #[test]
+    fn writers_wait_for_each_other_and_none_is_lost() {
+        let scratch = Scratch::new();
+        Folder::open(&scratch.0)
+            .unwrap()
+            .lock()
+            .unwrap()
+            .create(b"")
+            .unwrap();
+        let append = || {
+            for _ in 0..25 {
+                let folder = Folder::open(&scratch.0).unwrap();
+                let guard = folder.lock().unwrap();
+                let mut bytes = folder.read().unwrap();
+                bytes.push(b'x');
+                guard.replace(&bytes).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(append);
+            }
+        });
+        assert_eq!(
+            Folder::open(&scratch.0).unwrap().read().unwrap(),
+            [b'x'; 100]
+        );
+    }
+}

@@ -229,3 +229,130 @@ fn offset(text: &str, line: usize, column: usize) -> usize {
         .map(str::len);
     before.sum::<usize>() + column.saturating_sub(1)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(format: Format<'_>, input: &str) -> Result<Vec<(String, String)>, String> {
+        let secrets = parse(format, input.as_bytes(), "p/").map_err(|e| e.to_string())?;
+        let text = |(name, value): (Name, Value)| {
+            let value = String::from_utf8(value.as_bytes().to_vec()).unwrap();
+            (name.to_string(), value)
+        };
+        Ok(secrets.into_iter().map(text).collect())
+    }
+
+    fn pair(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn members_of_a_json_object_are_secrets() {
+        let json = r#" { "a/b": "x\n\u00e9", "n": 1.50, "t": true, "z": null,
+            "o": {"k": "v"}, "l": [1, "2"], "e": "" } "#;
+        let wanted = [
+            pair("p/a/b", "x\né"),
+            pair("p/n", "1.50"),
+            pair("p/t", "true"),
+            pair("p/z", "null"),
+            pair("p/o", r#"{"k": "v"}"#),
+            pair("p/l", r#"[1, "2"]"#),
+            pair("p/e", ""),
+        ];
+        assert_eq!(read(Format::Json, json).unwrap(), wanted);
+        assert_eq!(read(Format::Json, "{}").unwrap(), []);
+    }
+
+    #[test]
+    fn errors_have_their_line_and_never_its_content() {
+        let long = format!("{{\"a\":\n\"{}\"}}", "x".repeat(65_537));
+        for (format, input, line, says) in [
+            (
+                Format::Json,
+                "{\"a\": \"CANARY-1\",\n\n\"a\": \"CANARY-2\"}",
+                3,
+                "before, on line 1",
+            ),
+            (
+                Format::Json,
+                "{\"a\": \"CANARY-1\",\n\"a b\": \"CANARY-2\"}",
+                2,
+                "no secret name",
+            ),
+            (Format::Json, "{\"a\":\n CANARY}", 2, "not valid JSON"),
+            (
+                Format::Json,
+                "{\"a\": \"CANARY-1\"}\n\nCANARY",
+                3,
+                "not valid JSON",
+            ),
+            (Format::Json, "{\"a\": \"CANARY-1\"", 1, "not valid JSON"),
+            (
+                Format::Json,
+                "{\"a\": \"\\ud800 CANARY\"}",
+                1,
+                "not valid JSON",
+            ),
+            (Format::Json, "\n[\"CANARY-1\"]", 2, "JSON object"),
+            (Format::Json, "", 1, "JSON object"),
+            (Format::Json, &long, 2, "65536"),
+            (Format::Dotenv, "A=1\r\nB=2\rCANARY", 3, "not an assignment"),
+            (Format::Dotenv, "A='1\n2'\nB=\"CANARY", 3, "not closed"),
+            (Format::Dotenv, "A=1\n\nA=CANARY", 3, "before, on line 1"),
+            (Format::Dotenv, "A=1\n..=CANARY", 2, "no secret name"),
+        ] {
+            let error = read(format, input).unwrap_err();
+            assert!(
+                error.starts_with(&format!("line {line}: ")),
+                "{input:.40}: {error}"
+            );
+            assert!(error.contains(says) && !error.contains("CANARY"), "{error}");
+        }
+        let error = parse(Format::Json, b"{\n\xff", "")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.starts_with("line 2: not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_fernet_token_holds_either() {
+        let key = Fernet::generate_key();
+        let token = |text: &str| {
+            format!(
+                "\n{}\n",
+                Fernet::new(&key).unwrap().encrypt(text.as_bytes())
+            )
+        };
+        let padded = format!("{key}\n");
+        let format = Format::Fernet { key: &padded };
+        let wanted = [pair("p/A", "1")];
+        assert_eq!(read(format, &token("A=1")).unwrap(), wanted);
+        assert_eq!(read(format, &token(" {\"A\": \"1\"}")).unwrap(), wanted);
+
+        let inside = read(format, &token("A=1\nCANARY")).unwrap_err();
+        assert!(
+            inside.starts_with("line 2 of the decrypted text: not an"),
+            "{inside}"
+        );
+        let bad = token("A=1").replace("gAAAA", "gAAAB");
+        assert!(
+            read(format, &bad)
+                .unwrap_err()
+                .starts_with("line 2: the Fernet token")
+        );
+        assert!(
+            read(format, "\u{e9}")
+                .unwrap_err()
+                .starts_with("line 1: the Fernet token")
+        );
+        let other = Fernet::generate_key();
+        assert!(read(Format::Fernet { key: &other }, &token("A=1")).is_err());
+        let short = parse(Format::Fernet { key: "CANARY" }, b"", "")
+            .err()
+            .unwrap();
+        assert_eq!(short, ImportError::FernetKey);
+    }
+}

@@ -367,4 +367,31 @@ mod tests {
             .unwrap();
         assert!(!bytes.windows(6).any(|six| six == b"CANARY"));
     }
+
+    /// The documented vector: what Rust reads is what `tests/vectors/open_store.py` prints.
+    #[test]
+    fn the_vector_opens_with_the_documented_bytes() {
+        let bytes = include_bytes!("../../../tests/vectors/store-1.khs");
+        let key = Key::from_bytes(include_bytes!("../../../tests/vectors/store-1.key")).unwrap();
+        let json = include_bytes!("../../../tests/vectors/store-1.json");
+        let expected: Vec<serde_json::Value> = serde_json::from_slice(json).unwrap();
+        let opened = Opened::verify(bytes, &key).unwrap();
+        assert_eq!((opened.generation(), opened.changes().len()), (2, 5));
+        assert_eq!(
+            (&opened.keys()[0].label[..], &opened.keys()[1].label[..]),
+            ("host", "recovery")
+        );
+        assert_eq!(opened.records().len(), expected.len());
+        for (record, expected) in opened.records().zip(expected) {
+            let mut value = vec![0; record.len()];
+            record.decrypt_into(&mut value).unwrap();
+            match expected["value"].as_str() {
+                Some(text) => assert_eq!(value, text.as_bytes()),
+                None => assert_eq!(value, [0, 255, 128, 10]),
+            }
+            assert_eq!(record.name().as_str(), expected["name"]);
+            assert_eq!(record.version(), expected["version"]);
+            assert_eq!(record.is_current(), expected["current"]);
+        }
+    }
 }
