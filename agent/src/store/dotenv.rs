@@ -188,6 +188,8 @@ mod tests {
             ("A='x' y", "'x' y"),
             ("A=\"a\" \"b\"", "a\" \"b"),
             ("A=\"a\\\" # x", "a\\"),
+            ("A=\"a\\\" # b\"", "a\\\" # b"),
+            ("A='a' # 'b'", "a"),
             ("A=${B}", "${B}"),
         ] {
             let wanted = vec![("A".to_owned(), value.to_owned())];
