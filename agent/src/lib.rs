@@ -1,1 +1,4 @@
 //! stub
+
+pub mod audit;
+pub mod sys;
