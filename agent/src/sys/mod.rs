@@ -4,5 +4,6 @@ pub mod alloc;
 pub mod arena;
 pub mod exits;
 pub mod harden;
+pub mod map;
 pub mod peer;
 pub mod secret;
