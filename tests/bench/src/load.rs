@@ -1,7 +1,7 @@
 //! The load: as cheap as it can be, so that the server is what is measured. Requests are built before, and an
 //! answer is right when it says 200 and has the length that the first one had.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -124,30 +124,59 @@ pub fn receive(mut stream: &UnixStream) -> io::Result<Answer> {
     }
 }
 
-/// Asks one by one for `slice`, on one connection or on a new one each.
-pub fn one_by_one(socket: &Path, ask: &Ask, fresh: bool, slice: Duration) -> io::Result<Latencies> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut buffer = [0; 16 * 1024];
+/// How a lone client asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Sleeps until the answer is there, as bots do.
+    Sleeping,
+    /// Reads again and again until the answer is there, so that its core stays awake.
+    Spinning,
+    /// Sleeps, on a new connection each time.
+    Fresh,
+}
+
+/// Asks one by one for `slice`.
+pub fn one_by_one(
+    socket: &Path,
+    ask: &Ask,
+    manner: Manner,
+    slice: Duration,
+) -> io::Result<Latencies> {
+    let connect = || -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nonblocking(manner == Manner::Spinning)?;
+        Ok(stream)
+    };
+    let mut stream = connect()?;
     let mut latencies = Vec::with_capacity(100_000);
     let begin = Instant::now();
     let mut asked = begin;
     while asked - begin < slice {
-        if fresh {
-            stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+        if manner == Manner::Fresh {
+            stream = connect()?;
         }
         stream.write_all(&ask.request)?;
-        let mut got = 0;
-        while got < ask.length {
-            got += progress(&mut stream, &mut buffer, got)?;
-        }
-        right_length(got, ask.length)?;
+        exactly_one(&mut stream, ask, asked)?;
         let now = Instant::now();
         latencies.push(now - asked);
         asked = now;
     }
     Ok(Latencies::new(latencies))
+}
+
+/// Reads one whole answer, again and again where the stream does not block.
+fn exactly_one(stream: &mut UnixStream, ask: &Ask, asked: Instant) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    let mut got = 0;
+    while got < ask.length {
+        match progress(stream, &mut buffer, got) {
+            Ok(read) => got += read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && asked.elapsed() < PATIENCE => {}
+            Err(error) => return Err(error),
+        }
+    }
+    right_length(got, ask.length)
 }
 
 /// How long the load goes on.
