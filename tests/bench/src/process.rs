@@ -1,7 +1,7 @@
 //! Servers as subprocesses: started on their core, watched, and ended with the benchmark.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -27,22 +27,6 @@ pub fn pin(core: usize) -> io::Result<()> {
         let why = format!("core {core}: {error}; the benchmark needs cores 0 and 1");
         io::Error::other(why)
     })
-}
-
-/// Keeps idle cores polling instead of asleep while it lives: the kernel's promise to whoever holds this file
-/// open with a latency of 0 us (`pm_qos_interface.rst` of its documentation). Needs root.
-pub struct CoresAwake {
-    _held: File,
-}
-
-impl CoresAwake {
-    pub fn hold() -> io::Result<Self> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .open("/dev/cpu_dma_latency")?;
-        file.write_all(&0_i32.to_ne_bytes())?;
-        Ok(Self { _held: file })
-    }
 }
 
 /// A thousand watchers need more descriptors than most shells allow at first.

@@ -60,8 +60,8 @@ const TARGETS: [(&str, &str, Figure, Bound); 8] = [
         Bound::AtMost(1.15),
     ),
     (
-        "the same, cores kept awake",
-        "p50_awake",
+        "the same, client never sleeps",
+        "p50_spin",
         Figure::Ratio,
         Bound::AtMost(1.15),
     ),
