@@ -5,6 +5,7 @@
 //! core 1, in alternating rounds, so that what the machine does meanwhile hits all three alike.
 
 mod agent;
+mod answer;
 mod cgroup;
 mod load;
 mod process;

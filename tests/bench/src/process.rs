@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use crate::{LOAD_CORE, SERVER_CORE, load};
+use crate::{LOAD_CORE, SERVER_CORE, answer};
 
 /// A server must be there, and gone after SIGTERM, within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,12 +109,12 @@ impl Server {
     }
 
     /// Asks again and again until there is a good answer, which it gives.
-    pub fn first_answer(&mut self, request: &[u8]) -> io::Result<load::Answer> {
+    pub fn first_answer(&mut self, request: &[u8]) -> io::Result<answer::Answer> {
         let begin = Instant::now();
         loop {
             let answer = UnixStream::connect(&self.socket)
-                .and_then(|stream| load::ask(&stream, request))
-                .and_then(load::Answer::must_be_200);
+                .and_then(|stream| answer::ask(&stream, request))
+                .and_then(answer::Answer::must_be_200);
             let error = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,

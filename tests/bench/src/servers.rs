@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::load::Answer;
+use crate::answer::Answer;
 
 /// The listener's mark in epoll; connections have their place in the table.
 const LISTENER: u64 = u64::MAX;

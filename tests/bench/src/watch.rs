@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::load::{self, Answer};
+use crate::answer::{self, Answer};
 
 /// How many wait at once.
 pub const COUNT: usize = 1000;
@@ -20,7 +20,7 @@ pub fn idle(socket: &Path, request: &[u8], count: usize) -> io::Result<Vec<UnixS
     (0..count)
         .map(|_| {
             let stream = UnixStream::connect(socket)?;
-            load::ask(&stream, request)?.must_be_200()?;
+            answer::ask(&stream, request)?.must_be_200()?;
             Ok(stream)
         })
         .collect()
@@ -40,7 +40,7 @@ struct Stream {
 impl Watchers {
     /// Each has had its `current` event.
     pub fn open(socket: &Path, name: &str, count: usize) -> io::Result<Self> {
-        let request = load::get(
+        let request = answer::get(
             &format!("/v1/watch?name={name}"),
             "Accept: text/event-stream\r\n",
         );
@@ -127,10 +127,10 @@ impl LongPoll {
     /// Learns the version that is served now, and asks for the next one.
     pub fn begin(socket: &Path, path: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
-        let now = load::ask(&stream, &load::get(path, ""))?.must_be_200()?;
+        let now = answer::ask(&stream, &answer::get(path, ""))?.must_be_200()?;
         let version = etag(&now)?;
         let more = format!("If-None-Match: {version}\r\nPrefer: wait=30\r\n");
-        stream.write_all(&load::get(path, &more))?;
+        stream.write_all(&answer::get(path, &more))?;
         // Time for the server to have it waiting, so that the wake is measured and not the request.
         thread::sleep(Duration::from_millis(20));
         Ok(Self { stream, version })
@@ -138,7 +138,7 @@ impl LongPoll {
 
     /// When the new version was there.
     pub fn woken(self) -> io::Result<Instant> {
-        let answer = load::receive(&self.stream)?;
+        let answer = answer::receive(&self.stream)?;
         let at = Instant::now();
         if etag(&answer.must_be_200()?)? == self.version {
             return Err(io::Error::other(

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::agent::{READ, Selector, Site};
-use crate::load::{self, Answer, Ask};
+use crate::answer::{self, Answer};
+use crate::load::Ask;
 use crate::process::{Server, TempFolder};
 use crate::report::Report;
 
@@ -109,7 +110,7 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
 
 /// The two servers alone, with an answer as the contract has it.
 pub fn without_agent(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<()> {
-    let sample = load::sample_answer();
+    let sample = answer::sample_answer();
     let bare = Bare::start(folder.path(), &sample, report)?;
     let ask = Ask::new(request(), &Answer::parse(&sample)?);
     speed::all(plan, &bare, None, &ask, report)?;
@@ -124,7 +125,7 @@ fn group(report: &mut Report, what: &str, run: impl FnOnce(&mut Report) -> io::R
 
 /// What every client of the load asks.
 fn request() -> Vec<u8> {
-    load::get(&path_of(READ), "")
+    answer::get(&path_of(READ), "")
 }
 
 fn path_of(secret: &str) -> String {
