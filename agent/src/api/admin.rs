@@ -159,7 +159,7 @@ impl AdminServer {
     fn status(&self) -> Json {
         let context = &self.context;
         let arena = context.cache.arena();
-        let audit = context.audit.status();
+        let audit = context.audit.stats();
         let sources: Vec<Json> = context.sources.all_by_name().iter().map(|(name, state)| json!({
             "name": &**name, "loaded": state.loaded, "trouble": state.trouble, "secrets": state.secrets,
             "generation": state.generation, "last_success": state.last_success,
@@ -174,7 +174,11 @@ impl AdminServer {
             "connections": context.limits.connections(),
             "secret_memory": { "used": arena.used(), "size": arena.size() },
             "sources": sources,
-            "audit": { "seq": audit.seq, "trouble": audit.trouble, "journald_backlog": audit.backlog },
+            "audit": {
+                "seq": audit.seq, "trouble": context.audit.available().err(), "bytes": audit.bytes,
+                "journald_behind": audit.journal_behind, "journald_error": audit.journal_error,
+                "flooded": audit.flooded, "last_error": audit.last_error,
+            },
         })
     }
 

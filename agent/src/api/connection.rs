@@ -140,23 +140,23 @@ impl Connection {
 
     fn decide(&self, bound: &Bound, wish: &Wish<'_>) -> Decision {
         if let Some(reason) = self.standing(bound) {
-            return Decision::refuse(reason);
+            return Decision::refused(reason);
         }
         let decision = bound.decide(wish.action, wish.name);
-        let may_see = decision.is_allowed() || wish.version.is_none() && bound.may_see(wish.name);
+        let may_see = decision.allowed() || wish.version.is_none() && bound.may_see(wish.name);
         if !may_see {
             return decision;
         }
         if self.context.cache.is_sealed() {
-            return Decision::refuse(Reason::Sealed);
+            return Decision::refused(Reason::Sealed);
         }
         if wish.version.is_some() || wish.action == Action::Watch {
             return decision;
         }
         if self.context.sources.may_have_more() {
-            return Decision::refuse(Reason::UpstreamUnavailable);
+            return Decision::refused(Reason::UpstreamUnavailable);
         }
-        Decision::refuse(Reason::NotFound)
+        Decision::refused(Reason::NotFound)
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
@@ -176,7 +176,7 @@ impl Connection {
         wish: &Wish<'_>,
         decision: &Decision,
     ) -> Result<Receipt, Code> {
-        let allowed = decision.is_allowed();
+        let allowed = decision.allowed();
         let nearest = self.nearest(bound, decision.reason());
         let entry = Entry {
             event: wish.event,
@@ -227,12 +227,12 @@ impl Bound {
 
     /// Whether the running policy still allows what was allowed before.
     pub fn may_still(&self, action: Action, name: &Name) -> bool {
-        self.decide(action, name).is_allowed()
+        self.decide(action, name).allowed()
     }
 
     /// Whether the peer may see the name in a list.
     pub fn may_list(&self, name: &Name) -> bool {
-        self.policy.decide(&self.found, Action::List, name).is_allowed()
+        self.policy.decide(&self.found, Action::List, name).allowed()
     }
 }
 
@@ -270,16 +270,7 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
 
 /// What the kernel says of the peer, in the policy's words.
 async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -> Facts {
-    let mut facts = Facts {
-        uid: peer.uid(),
-        gid: peer.gid(),
-        groups: peer.groups().to_vec(),
-        unit: peer.unit().map(str::to_owned),
-        user_unit: peer.user_unit().map(str::to_owned),
-        cgroup: peer.cgroup().map(str::to_owned),
-        exe: Vec::new(),
-        exe_sha256: None,
-    };
+    let mut facts = peer.facts();
     let (paths, wants_hash) = (policy.exe_paths(), policy.needs_exe_sha256());
     let Some(image) = peer.image().filter(|_| !paths.is_empty() || wants_hash) else {
         return facts;

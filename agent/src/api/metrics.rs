@@ -52,10 +52,10 @@ fn sources(out: &mut Text, context: &Context) {
 }
 
 fn audit(out: &mut Text, context: &Context) {
-    let audit = context.audit.status();
+    let audit = context.audit.stats();
     out.counter("keyhatch_audit_records", "Records kept, by the number of the last.", audit.seq);
-    out.gauge("keyhatch_audit_available", "1 where records can be kept.", audit.trouble.is_none().into());
-    out.gauge("keyhatch_audit_journald_backlog", "Records that journald has not been given.", audit.backlog);
+    out.gauge("keyhatch_audit_available", "1 where records can be kept.", context.audit.available().is_ok().into());
+    out.gauge("keyhatch_audit_journald_backlog", "Records that journald has not been given.", audit.journal_behind);
 }
 
 /// Metrics as text.

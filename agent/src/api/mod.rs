@@ -12,6 +12,7 @@ mod id;
 mod io;
 pub mod limits;
 mod metrics;
+pub mod metrics_server;
 mod native;
 mod request;
 mod server;
@@ -19,6 +20,6 @@ mod store_verbs;
 mod watch;
 
 pub use connection::Connection;
-pub use context::{Context, Health};
+pub use context::{Context, Counts, Health};
 pub use id::{RequestId, RequestIds};
 pub use server::{Server, ServerError};

@@ -16,7 +16,7 @@ impl Permit {
     /// `None` where the decision was to deny.
     #[must_use]
     pub fn new(decision: &Decision, _kept: Receipt) -> Option<Self> {
-        decision.is_allowed().then_some(Self(()))
+        decision.allowed().then_some(Self(()))
     }
 }
 

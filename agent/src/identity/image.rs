@@ -121,6 +121,17 @@ impl Images {
     #[must_use]
     pub fn proven(&self, proc_dir: &OwnedFd, image: &Image, paths: &[PathBuf]) -> Vec<PathBuf> {
         self.learn(paths);
+        self.proven_without_learning(proc_dir, image, paths)
+    }
+
+    /// The same for a look from outside the daemon, which remembers nothing.
+    #[must_use]
+    pub fn proven_without_learning(
+        &self,
+        proc_dir: &OwnedFd,
+        image: &Image,
+        paths: &[PathBuf],
+    ) -> Vec<PathBuf> {
         let content = self.running_content(proc_dir, image);
         let known = self.known();
         paths

@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use super::cgroup;
 use super::image::Image;
 use super::kernel::Kernel;
+use crate::policy::Facts;
 use crate::sys::{harden, peer as kernel_peer};
 
 /// A peer, as the kernel told at accept. Nothing else makes one.
@@ -56,7 +57,14 @@ impl Peer {
     pub fn identify(socket: &impl AsFd, kernel: Kernel) -> io::Result<Self> {
         let who = kernel_peer::credentials(socket)?;
         let overflow = overflow_uid();
-        let process = pin(socket, who.pid, kernel);
+        let open = || {
+            if kernel.peer_pidfd {
+                kernel_peer::pidfd(socket)
+            } else {
+                kernel_peer::pidfd_open(who.pid)
+            }
+        };
+        let process = pin(open, who.pid, kernel);
         Ok(Self {
             pid: who.pid,
             uid: (who.uid != overflow).then_some(who.uid),
@@ -65,6 +73,41 @@ impl Peer {
             gone: AtomicBool::new(process.is_none()),
             process,
         })
+    }
+
+    /// A process by its pid, for a look from outside the daemon. Never a peer of a socket.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
+        let process = pin(|| kernel_peer::pidfd_open(pid), pid, Kernel::probe()).ok_or_else(gone)?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let numbers = |key: &str| -> Vec<u32> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+            line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        };
+        // Real, effective, saved and file-system ids: the effective one is what a socket shows.
+        Ok(Self {
+            pid,
+            uid: numbers("Uid:").get(1).copied(),
+            gid: numbers("Gid:").get(1).copied(),
+            groups: numbers("Groups:"),
+            gone: AtomicBool::new(false),
+            process: Some(process),
+        })
+    }
+
+    /// What the kernel says of it, in the policy's words; the program is judged by [`super::Images`].
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        Facts {
+            uid: self.uid,
+            gid: self.gid,
+            groups: self.groups.clone(),
+            unit: self.unit().map(str::to_owned),
+            user_unit: self.user_unit().map(str::to_owned),
+            cgroup: self.cgroup().map(str::to_owned),
+            exe: Vec::new(),
+            exe_sha256: None,
+        }
     }
 
     /// Whether it stands as it did; `cgroup` and `image` say what to look at again.
@@ -187,16 +230,12 @@ impl Process {
 }
 
 /// Pins the process and reads what may be read; `None` once it has exited.
-fn pin(socket: &impl AsFd, pid: i32, kernel: Kernel) -> Option<Process> {
+fn pin(open: impl Fn() -> io::Result<OwnedFd>, pid: i32, kernel: Kernel) -> Option<Process> {
     if pid <= 0 {
         // A process outside our pid namespace has no /proc entry here and cannot be told apart.
         return None;
     }
-    let pidfd = if kernel.peer_pidfd {
-        kernel_peer::pidfd(socket).ok()?
-    } else {
-        kernel_peer::pidfd_open(pid).ok()?
-    };
+    let pidfd = open().ok()?;
     let alive = || matches!(kernel_peer::has_exited(pidfd.as_fd()), Ok(false));
     if !alive() {
         return None;

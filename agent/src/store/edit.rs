@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::change::Pending;
 use super::format::{CHANGES_NONCE, Header, finish, meta_nonce, push_sealed, value_nonce};
 use super::key::random;
-use super::secret::{Held, Previous, Put, Secret};
+use super::secret::{Held, Listed, Previous, Put, Secret};
 use super::slot::Slot;
 use super::{Actor, Change, Key, Opened, StoreError, Value, Verb};
 
@@ -127,6 +127,38 @@ impl Edit {
             self.pending.note(Verb::Rm, Some(name.as_str()));
         }
         removed
+    }
+
+    /// All secrets in byte order of their names, without values.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        self.secrets.values().map(Secret::listed).collect()
+    }
+
+    /// A value, for its owner.
+    #[must_use]
+    pub fn value(&self, name: &Name) -> Option<&Value> {
+        self.secrets.get(name).map(|secret| &secret.current.value)
+    }
+
+    /// The generation that was opened.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.header.generation
+    }
+
+    /// What putting these values would do, without doing it. The version is the one that is there now.
+    #[must_use]
+    pub fn plan(&self, values: &[(Name, Value)]) -> Vec<(Name, Put)> {
+        let put = |(name, value): &(Name, Value)| {
+            let put = match self.secrets.get(name).map(|secret| &secret.current) {
+                None => Put::New(String::new()),
+                Some(held) if held.value == *value => Put::Unchanged(held.meta.version.clone()),
+                Some(held) => Put::Changed(held.meta.version.clone()),
+            };
+            (name.clone(), put)
+        };
+        values.iter().map(put).collect()
     }
 
     /// Raises the generation by 2^20, so that every host which saw a newer copy accepts this one.

@@ -22,7 +22,8 @@ pub use edit::Edit;
 pub use error::StoreError;
 pub use key::{Fingerprint, Key};
 pub use opened::{Opened, Record};
-pub use secret::{Previous, Put};
+pub use files::{FileError, Folder};
+pub use secret::{Listed, Previous, Put};
 pub use slot::{MAX_SLOTS, SlotInfo};
 pub use value::Value;
 

@@ -1,6 +1,7 @@
 //! A secret in an edit: its current value, the one before, and what a put makes of them.
 
 use keyhatch_protocol::Name;
+use serde::Serialize;
 
 use super::change::now;
 use super::format::Meta;
@@ -25,6 +26,31 @@ impl Put {
         let (Self::New(version) | Self::Changed(version) | Self::Unchanged(version)) = self;
         version
     }
+
+    /// The word for it: `new`, `changed` or `unchanged`.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::New(_) => "new",
+            Self::Changed(_) => "changed",
+            Self::Unchanged(_) => "unchanged",
+        }
+    }
+}
+
+/// A secret as it may be shown: no value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: Name,
+    /// The current version.
+    pub version: String,
+    /// When it was set, RFC 3339.
+    pub updated_at: String,
+    /// The length of the value.
+    pub bytes: usize,
+    /// Whether a previous version is kept.
+    pub previous: bool,
 }
 
 /// What a put does with the older version.
@@ -80,6 +106,17 @@ impl Secret {
             ))
         } else {
             Ok((Put::Changed(version), true))
+        }
+    }
+
+    pub(super) fn listed(&self) -> Listed {
+        let meta = &self.current.meta;
+        Listed {
+            name: meta.name.clone(),
+            version: meta.version.clone(),
+            updated_at: meta.updated_at.clone(),
+            bytes: self.current.value.as_bytes().len(),
+            previous: self.previous.is_some(),
         }
     }
 

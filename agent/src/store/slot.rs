@@ -1,5 +1,7 @@
 //! Key slots: the data key of a store, wrapped once for each key that opens it.
 
+use serde::{Serialize, Serializer};
+
 use super::cipher::{Cipher, TAG};
 use super::key::random;
 use super::{Fingerprint, Key, StoreError};
@@ -13,12 +15,17 @@ pub(super) const MAX_LABEL: usize = 64;
 const DOMAIN: &[u8] = b"keyhatch store 1 key slot";
 
 /// What may be shown of a key slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SlotInfo {
     /// The name that the key was added under; the first one is `host`.
     pub label: String,
     /// Which key it is.
+    #[serde(serialize_with = "as_text")]
     pub fingerprint: Fingerprint,
+}
+
+fn as_text<S: Serializer>(fingerprint: &Fingerprint, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(fingerprint)
 }
 
 /// A wrapped copy of the data key.

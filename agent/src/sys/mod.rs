@@ -7,3 +7,4 @@ pub mod harden;
 pub mod map;
 pub mod peer;
 pub mod secret;
+pub mod terminal;
