@@ -23,7 +23,7 @@ use crate::api::limits::Limits;
 use crate::api::{Context, RequestIds, Server, ServerError, metrics_server};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
-use crate::config::{self, Config, Depth, Stamps};
+use crate::config::{self, Config, Depth, SourceKind, Stamps};
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::sources::{Asked, FileSource, Keeper, States};
@@ -136,12 +136,12 @@ impl Daemon {
         let arena = make_arena()?;
         let missing = missing(kernel, arena.protection());
         missing.iter().for_each(|missing| tracing::warn!("{missing}"));
-        let (audit, notes) = Log::open(config.audit.clone())?;
+        let (audit, notes) = Log::open(audit_settings(&config.audit))?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         let cache = Arc::new(Cache::new(arena));
         let states = Arc::new(States::default());
         let images = Images::open(state_dir);
-        images.learn(config.policy.exe_paths());
+        images.learn(&exe_paths(&config));
         record_start(&audit, path, &missing)?;
         let keeper = start_keeper(&config, &cache, &audit, &states)?;
         let context = Arc::new(Context {
@@ -155,7 +155,7 @@ impl Daemon {
             kernel,
             ids: RequestIds::new().map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
             health: crate::api::Health::default(),
-            config_files: ArcSwap::new(Arc::new(Stamps::of(&config))),
+            config_files: ArcSwap::new(Arc::new(Stamps::of(&config.files))),
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
@@ -226,8 +226,8 @@ impl Daemon {
                 return Err(problems);
             }
         };
-        self.context.images.learn(fresh.policy.exe_paths());
-        self.context.config_files.store(Arc::new(Stamps::of(&fresh)));
+        self.context.images.learn(&exe_paths(&fresh));
+        self.context.config_files.store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
@@ -272,6 +272,28 @@ impl Daemon {
     }
 }
 
+fn audit_settings(config: &config::Audit) -> audit::Settings {
+    audit::Settings {
+        journald: config.journald,
+        sync: match config.sync {
+            config::SyncMode::Second => audit::Sync::Second,
+            config::SyncMode::Always => audit::Sync::Always,
+        },
+        segment: config.segment,
+        keep: config.keep,
+        keep_for: config.keep_for,
+        on_failure: match config.on_failure {
+            config::OnFailure::Deny => audit::OnFailure::Deny,
+            config::OnFailure::Allow => audit::OnFailure::Allow,
+        },
+        ..audit::Settings::new(&config.dir)
+    }
+}
+
+fn exe_paths(config: &Config) -> Vec<PathBuf> {
+    config.policy.exe_paths().into_iter().map(Path::to_owned).collect()
+}
+
 fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
     let members = extra(&[
         ("version", env!("CARGO_PKG_VERSION").into()),
@@ -296,10 +318,11 @@ fn start_keeper(
         .sources
         .iter()
         .map(|source| {
+            let SourceKind::File { path, key } = &source.kind;
             FileSource::new(
                 &source.name,
-                &source.path,
-                source.key.clone(),
+                path,
+                key.clone(),
                 &source.prefix,
                 prefixes.clone(),
                 &config.agent.state_dir,

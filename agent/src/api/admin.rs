@@ -170,7 +170,7 @@ impl AdminServer {
             "reasons": context.status().reasons,
             "missing": context.health.missing(),
             "sealed": context.cache.is_sealed(),
-            "config_changed_on_disk": context.config_changed.load(std::sync::atomic::Ordering::Relaxed),
+            "config_changed_on_disk": context.config_files.load().changed(),
             "connections": context.limits.connections(),
             "secret_memory": { "used": arena.used(), "size": arena.size() },
             "sources": sources,

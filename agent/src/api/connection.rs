@@ -1,5 +1,7 @@
 //! One peer's connection: who it is, and the one way from what it asks to a kept decision.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +14,7 @@ use super::limits::Connected;
 use crate::audit::{Entry, Event, Facts as RecordFacts, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
 use crate::identity::{Peer, Standing};
-use crate::policy::{BotMatch, Decision, Facts, Policy, Reason, Selects};
+use crate::policy::{BotMatch, Changeable, Decision, Facts, Policy, Reason, Refusal};
 
 /// A bot's connection. Only an accepted socket makes one, and a handler cannot be called without.
 pub struct Connection {
@@ -27,7 +29,7 @@ pub struct Connection {
 pub struct Bound {
     pub(super) policy: Arc<Policy>,
     pub(super) found: BotMatch,
-    selects: Selects,
+    changeable: Changeable,
     who: Who,
     /// For the record of a peer that matches no bot: the nearest one and what differs.
     nearest: Option<String>,
@@ -115,7 +117,7 @@ impl Connection {
     /// Decides and records a list: a bot may always ask, and sees what it may see.
     pub fn judge_list(&self, bound: &Bound, id: &RequestId, prefix: &str) -> Result<(), Code> {
         let reason = match (self.standing(bound), &bound.found) {
-            (Some(reason), _) => reason,
+            (Some(refusal), _) => refusal.into(),
             (None, BotMatch::NoBot { .. }) => Reason::NoBot,
             (None, BotMatch::Ambiguous(_)) => Reason::AmbiguousBot,
             (None, BotMatch::Bot(_)) if self.context.cache.is_sealed() => Reason::Sealed,
@@ -134,13 +136,13 @@ impl Connection {
             ..Entry::of(Event::SecretList)
         };
         self.count(granted);
-        self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
+        let _ = self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
         if granted { Ok(()) } else { Err(code_of(reason)) }
     }
 
     fn decide(&self, bound: &Bound, wish: &Wish<'_>) -> Decision {
-        if let Some(reason) = self.standing(bound) {
-            return Decision::refused(reason);
+        if let Some(refusal) = self.standing(bound) {
+            return Decision::refused(refusal);
         }
         let decision = bound.decide(wish.action, wish.name);
         let may_see = decision.allowed() || wish.version.is_none() && bound.may_see(wish.name);
@@ -148,24 +150,24 @@ impl Connection {
             return decision;
         }
         if self.context.cache.is_sealed() {
-            return Decision::refused(Reason::Sealed);
+            return decision.but(Refusal::Sealed);
         }
         if wish.version.is_some() || wish.action == Action::Watch {
             return decision;
         }
         if self.context.sources.may_have_more() {
-            return Decision::refused(Reason::UpstreamUnavailable);
+            return decision.but(Refusal::UpstreamUnavailable);
         }
-        Decision::refused(Reason::NotFound)
+        decision.but(Refusal::NotFound)
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
-    fn standing(&self, bound: &Bound) -> Option<Reason> {
-        let selects = bound.selects;
-        match self.peer.standing(selects.cgroup(), selects.image()) {
+    fn standing(&self, bound: &Bound) -> Option<Refusal> {
+        let looked_at = bound.changeable;
+        match self.peer.standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256) {
             Standing::Same => None,
-            Standing::Gone => Some(Reason::PeerGone),
-            Standing::Changed => Some(Reason::PeerChanged),
+            Standing::Gone => Some(Refusal::PeerGone),
+            Standing::Changed => Some(Refusal::PeerChanged),
         }
     }
 
@@ -182,7 +184,7 @@ impl Connection {
             event: wish.event,
             decision: if allowed { Verdict::Allow } else { Verdict::Deny },
             reason: Some(decision.reason().as_str()),
-            rule: decision.rule(),
+            rule: decision.rule().map(|rule| &**rule),
             secret: Some(wish.name.as_str()),
             version: wish.version.filter(|_| allowed),
             who: Some(&bound.who),
@@ -243,39 +245,40 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
     let facts = facts(context, peer, &policy).await;
     let found = policy.match_bot(&facts, &accounts);
     let bot = match &found {
-        BotMatch::Bot(id) => Some(policy.bot(*id)),
+        BotMatch::Bot(id) => policy.bot(*id),
         _ => None,
     };
-    let roles: Vec<&str> = bot.map(|bot| bot.roles().collect()).unwrap_or_default();
+    let roles: Vec<&str> = bot.map(|bot| bot.roles.iter().map(|role| &**role).collect()).unwrap_or_default();
     let who = Who::new(&RecordFacts {
-        bot: bot.map(|bot| bot.name()),
+        bot: bot.map(|bot| &*bot.name),
         roles: &roles,
         pid: Some(peer.pid()),
         uid: peer.uid(),
         gid: peer.gid(),
-        exe: peer.exe().map(|exe| std::os::unix::ffi::OsStrExt::as_bytes(exe.as_os_str())),
+        exe: peer.exe().map(|exe| exe.as_bytes()),
         unit: peer.unit(),
         invocation_id: None,
     });
-    let selects = match &found {
-        BotMatch::Bot(id) => policy.selects(*id),
-        _ => Selects::default(),
+    let changeable = match &found {
+        BotMatch::Bot(id) => policy.changeable(*id),
+        _ => Changeable::default(),
     };
     let nearest = match &found {
         BotMatch::NoBot { nearest } => nearest.clone(),
         _ => None,
     };
-    Bound { policy, found, selects, who, nearest, memo: Mutex::default() }
+    Bound { policy, found, changeable, who, nearest, memo: Mutex::default() }
 }
 
 /// What the kernel says of the peer, in the policy's words.
 async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -> Facts {
     let mut facts = peer.facts();
-    let (paths, wants_hash) = (policy.exe_paths(), policy.needs_exe_sha256());
+    let paths: Vec<PathBuf> = policy.exe_paths().into_iter().map(Path::to_owned).collect();
+    let wants_hash = policy.needs_exe_sha256();
     let Some(image) = peer.image().filter(|_| !paths.is_empty() || wants_hash) else {
         return facts;
     };
-    let at_once = context.images.proven_at_once(image, paths);
+    let at_once = context.images.proven_at_once(image, &paths);
     let hash = context.images.known_content(image);
     if let Some(proven) = at_once.filter(|_| !wants_hash || hash.is_some()) {
         facts.exe = proven;
@@ -283,10 +286,10 @@ async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -
         return facts;
     }
     // Files have to be read and hashed, so off the request loop.
-    let (context, peer, policy) = (Arc::clone(context), Arc::clone(peer), Arc::clone(policy));
+    let (context, peer) = (Arc::clone(context), Arc::clone(peer));
     let read = tokio::task::spawn_blocking(move || {
         let (proc_dir, image) = (peer.proc_dir()?, peer.image()?);
-        let proven = context.images.proven(proc_dir, image, policy.exe_paths());
+        let proven = context.images.proven(proc_dir, image, &paths);
         Some((proven, context.images.running_content(proc_dir, image)))
     });
     if let Ok(Some((proven, hash))) = read.await {

@@ -9,6 +9,7 @@ use super::id::RequestIds;
 use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
+use crate::config::Stamps;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::Policy;
@@ -36,8 +37,8 @@ pub struct Context {
     pub ids: RequestIds,
     /// How well the agent is.
     pub health: Health,
-    /// The configuration on disk is not the one that runs.
-    pub config_changed: AtomicBool,
+    /// The files of the running configuration, to tell when they change on disk.
+    pub config_files: ArcSwap<Stamps>,
     /// Counters of requests.
     pub counts: Counts,
 }

@@ -22,7 +22,7 @@ pub fn render(context: &Context) -> String {
     out.gauge("keyhatch_connections", "Open connections.", context.limits.connections().into());
     out.gauge("keyhatch_ready", "1 where requests are served.", context.status().reasons.is_empty().into());
     out.gauge("keyhatch_sealed", "1 where the agent is sealed.", context.cache.is_sealed().into());
-    let stale = context.config_changed.load(Relaxed);
+    let stale = context.config_files.load().changed();
     out.gauge("keyhatch_config_changed", "1 where the configuration on disk is not the running one.", stale.into());
     out.gauge("keyhatch_promises_missing", "Promises that this host does not let the agent keep.", context.health.missing().len() as u64);
     memory(&mut out, context);

@@ -392,7 +392,7 @@ fn watch(
 fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
     let peer = &connection.peer;
     let bot = match &bound.found {
-        BotMatch::Bot(id) => Some(bound.policy.bot(*id)),
+        BotMatch::Bot(id) => bound.policy.bot(*id),
         _ => None,
     };
     Whoami {
@@ -403,8 +403,8 @@ fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
         exe: peer.exe().map(|exe| exe.to_string_lossy().into_owned()),
         unit: peer.unit().map(str::to_owned),
         user_unit: peer.user_unit().map(str::to_owned),
-        bot: bot.map(|bot| bot.name().to_owned()),
-        roles: bot.map(|bot| bot.roles().map(str::to_owned).collect()).unwrap_or_default(),
+        bot: bot.map(|bot| bot.name.to_string()),
+        roles: bot.map(|bot| bot.roles.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         grants: match &bound.found {
             BotMatch::Bot(id) => bound.policy.grants(*id),
             _ => Vec::new(),

@@ -77,7 +77,7 @@ impl Server {
             clock,
             open: Mutex::default(),
             next: AtomicU64::new(1),
-            exits: AsyncFd::new(ExitSet::new()?)?,
+            exits: AsyncFd::register(ExitSet::new()?)?,
             ended: Notify::new(),
         }))
     }

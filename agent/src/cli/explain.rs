@@ -1,6 +1,6 @@
 //! `keyhatchd explain`: which rule decides, for a peer that runs now, a bot, an imagined peer, or a past request.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyhatch_protocol::{Action, Name};
@@ -9,7 +9,7 @@ use super::{ConfigAt, exit, fail};
 use crate::audit::{self, Filter};
 use crate::config::{self, Config, Depth};
 use crate::identity::{Images, Peer, accounts};
-use crate::policy::{Accounts, BotMatch, Facts, Policy};
+use crate::policy::{Accounts, BotId, BotMatch, Facts, Policy};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -78,12 +78,12 @@ fn explain_request(config: &Config, id: &str) -> u8 {
 
 fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &Name) -> u8 {
     match found {
-        BotMatch::Bot(id) => println!("bot: {}", policy.bot(*id).name()),
+        BotMatch::Bot(id) => println!("bot: {}", bot_name(policy, *id)),
         BotMatch::NoBot { nearest } => {
             println!("bot: none; {}", nearest.as_deref().unwrap_or("the configuration has no bot"));
         }
         BotMatch::Ambiguous(bots) => {
-            let names: Vec<&str> = bots.iter().map(|id| policy.bot(*id).name()).collect();
+            let names: Vec<&str> = bots.iter().map(|id| bot_name(policy, *id)).collect();
             println!("bot: ambiguous, equally specific: {}", names.join(", "));
         }
     }
@@ -94,6 +94,10 @@ fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &
         println!("decided by {rule}: {}", line_at(rule).unwrap_or_default());
     }
     if decision.allowed() { 0 } else { exit::DENIED }
+}
+
+fn bot_name(policy: &Policy, id: BotId) -> &str {
+    policy.bot(id).map_or("", |bot| &*bot.name)
 }
 
 /// The line of the configuration that a rule stands on, if it can be read.
@@ -124,7 +128,8 @@ fn facts_of_process(pid: i32, policy: &Arc<Policy>, state_dir: &Path) -> Result<
     let images = Images::open(state_dir);
     let mut facts = peer.facts();
     if let (Some(proc_dir), Some(image)) = (peer.proc_dir(), peer.image()) {
-        facts.exe = images.proven_without_learning(proc_dir, image, policy.exe_paths());
+        let paths: Vec<PathBuf> = policy.exe_paths().into_iter().map(Path::to_owned).collect();
+        facts.exe = images.proven_without_learning(proc_dir, image, &paths);
         facts.exe_sha256 = images.running_content(proc_dir, image);
     }
     Ok(facts)
@@ -144,7 +149,7 @@ fn imagined(text: &str, policy: &Policy, accounts: &Accounts) -> Result<Facts, S
             "unit" => facts.unit = Some(value.into()),
             "user_unit" => facts.user_unit = Some(value.into()),
             "cgroup" => facts.cgroup = Some(value.into()),
-            "exe" => facts.exe.extend(policy.exe_paths().iter().find(|path| **path == Path::new(value)).cloned()),
+            "exe" => facts.exe.extend(policy.exe_paths().get(Path::new(value)).map(|path| path.to_path_buf())),
             other => return Err(format!("no such fact {other:?}; there is user, uid, group, gid, unit, user_unit, cgroup, exe")),
         }
     }

@@ -20,7 +20,7 @@ pub struct Lookup(Mutex<Option<(Instant, Arc<Policy>, Arc<Accounts>)>>);
 impl Lookup {
     /// The ids of all names that `policy` selects on.
     pub async fn accounts(&self, policy: &Arc<Policy>) -> Arc<Accounts> {
-        if policy.user_names().next().is_none() && policy.group_names().next().is_none() {
+        if policy.user_names().is_empty() && policy.group_names().is_empty() {
             return Arc::default();
         }
         if let Some(known) = self.known(policy) {
@@ -46,10 +46,12 @@ impl Lookup {
 pub fn look_up(policy: &Policy) -> Accounts {
     let users: BTreeMap<String, u32> = policy
         .user_names()
+        .into_iter()
         .filter_map(|name| Some((name.to_owned(), User::from_name(name).ok()??.uid.as_raw())))
         .collect();
     let groups = policy
         .group_names()
+        .into_iter()
         .filter_map(|name| Some((name.to_owned(), Group::from_name(name).ok()??.gid.as_raw())))
         .collect();
     Accounts { users, groups }

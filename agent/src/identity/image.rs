@@ -110,7 +110,10 @@ impl Images {
             }
             if there.same_file(image) {
                 proven.push(path.clone());
-            } else if known.seen.get(path).is_some_and(|seen| seen.contains(known.hashes.get(image)?)) {
+                continue;
+            }
+            let Some(seen) = known.seen.get(path) else { continue };
+            if seen.contains(known.hashes.get(image)?) {
                 proven.push(path.clone());
             }
         }

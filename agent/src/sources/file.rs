@@ -114,6 +114,21 @@ impl FileSource {
         }
     }
 
+    /// Why the files are not to be trusted, if others can read or write them; a file that is not there is
+    /// another trouble.
+    #[must_use]
+    pub fn loose(&self) -> Option<String> {
+        let loose = |error: &FileError| matches!(error, FileError::Loose { .. });
+        match files::open(&self.file(), Holds::Secrets, self.trust) {
+            Err(error) if loose(&error) => return Some(error.to_string()),
+            _ => {}
+        }
+        match self.load_key() {
+            Err(KeyError::File(error)) if loose(&error) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
     /// The store's file.
     #[must_use]
     pub fn file(&self) -> PathBuf {
