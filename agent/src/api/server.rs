@@ -77,7 +77,7 @@ impl Server {
             clock,
             open: Mutex::default(),
             next: AtomicU64::new(1),
-            exits: AsyncFd::register(ExitSet::new()?)?,
+            exits: ExitSet::new()?.into_async()?,
             ended: Notify::new(),
         }))
     }

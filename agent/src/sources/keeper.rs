@@ -81,7 +81,7 @@ pub enum Asked {
     /// End the thread.
     Stop,
     /// A file may have changed.
-    File(notify::Result<notify::Event>),
+    File(News),
 }
 
 /// The keeper of all sources.
@@ -94,7 +94,7 @@ pub struct Keeper {
     outbox: Sender<Asked>,
     /// Each source's file as it was last read: the same stamp means the same bytes.
     stamps: HashMap<Arc<str>, Stamp>,
-    trails: Vec<Trail>,
+    trails: Arc<[Trail]>,
     watcher: Option<RecommendedWatcher>,
     /// When a file that is being written in place may be read.
     due: Option<Instant>,
@@ -122,7 +122,7 @@ impl Keeper {
             inbox,
             outbox: outbox.clone(),
             stamps: HashMap::new(),
-            trails: Vec::new(),
+            trails: Arc::default(),
             watcher: None,
             due: None,
         };
@@ -138,7 +138,7 @@ impl Keeper {
             let wait = self.due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
             match self.inbox.recv_timeout(wait) {
                 Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Asked::File(event)) => self.file_event(event),
+                Ok(Asked::File(news)) => self.file_event(news),
                 Ok(asked) => self.answer(asked),
                 Err(RecvTimeoutError::Timeout) => {
                     self.due = None;
@@ -177,13 +177,8 @@ impl Keeper {
         }
     }
 
-    fn file_event(&mut self, event: notify::Result<notify::Event>) {
-        let news = match &event {
-            Ok(event) => self.trails.iter().map(|trail| trail.judge(event)).max_by_key(|n| *n as u8),
-            // Events were lost: look at everything.
-            Err(_) => Some(News::Moved),
-        };
-        match news.unwrap_or(News::None) {
+    fn file_event(&mut self, news: News) {
+        match news {
             News::None => {}
             News::Writing => self.due = Some(Instant::now() + REST),
             News::Whole => self.look(false),
@@ -195,13 +190,13 @@ impl Keeper {
     }
 
     fn watch_anew(&mut self) {
-        let trails: Vec<Trail> = self.sources.iter().map(|s| Trail::to(&s.file())).collect();
+        let trails: Arc<[Trail]> = self.sources.iter().map(|s| Trail::to(&s.file())).collect();
         if self.watcher.is_some() && trails == self.trails {
             return;
         }
         let outbox = self.outbox.clone();
         // The keeper may have ended.
-        let tell = move |event| drop(outbox.send(Asked::File(event)));
+        let tell = move |news| drop(outbox.send(Asked::File(news)));
         match watch::watch(&trails, tell) {
             Ok(watcher) => {
                 self.watcher = Some(watcher);

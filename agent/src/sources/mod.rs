@@ -9,7 +9,7 @@ mod file;
 mod keeper;
 mod key;
 mod state;
-mod watch;
+pub mod watch;
 
 pub use file::{FileSource, Rejected};
 pub use keeper::{Asked, Keeper, KeeperError, StoreEdit};

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -15,7 +16,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 const LINKS: usize = 40;
 
 /// What an event says of a watched file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum News {
     /// Nothing of interest.
     None,
@@ -95,12 +96,24 @@ impl Trail {
     }
 }
 
-/// Watches the folders of all `trails`; `tell` is called on the watcher's own thread.
+/// Watches the folders of all `trails`. `tell` is called on the watcher's own thread, and only with news:
+/// a folder on the way may be as busy as /tmp.
 pub fn watch(
-    trails: &[Trail],
-    tell: impl Fn(notify::Result<Event>) + Send + 'static,
+    trails: &Arc<[Trail]>,
+    tell: impl Fn(News) + Send + 'static,
 ) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(tell)?;
+    let watched = Arc::clone(trails);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        let news = match &event {
+            Ok(event) if event.need_rescan() => News::Moved,
+            Ok(event) => watched.iter().map(|trail| trail.judge(event)).max().unwrap_or(News::None),
+            // Events were lost: look at everything.
+            Err(_) => News::Moved,
+        };
+        if news != News::None {
+            tell(news);
+        }
+    })?;
     let folders: BTreeSet<&Path> = trails.iter().flat_map(Trail::folders).collect();
     for folder in folders {
         // A folder that is not there yet is seen coming by the one above it.

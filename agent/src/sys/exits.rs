@@ -1,7 +1,10 @@
 //! One epoll set over the pidfds of all peers, so that an exit is learnt without asking at each request.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use tokio::io::unix::AsyncFd;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -12,6 +15,13 @@ impl ExitSet {
     /// An empty set.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    /// The set as something that a task can wait for. Must be called inside the runtime.
+    pub fn into_async(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the set owns its descriptor, never replaces it, and closes it only when it is dropped,
+        // which the `AsyncFd` that now owns the set does after it has let go of it.
+        unsafe { AsyncFd::register(self) }.map_err(io::Error::from)
     }
 
     /// Watches a pidfd; its exit is told once, as `token`. Closing the pidfd ends the watch.
