@@ -1,0 +1,1 @@
+//! What a configuration says, and every message about what it should not say.
