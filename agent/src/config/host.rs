@@ -38,7 +38,7 @@ pub(super) fn checked_account(
         Some(format!("is no {what} name, write one that exists"))
     } else if name.bytes().all(|byte| byte.is_ascii_digit()) {
         Some(format!(
-            "is a number, a bot selects it by `{number} = {name}`, give the {what} by name"
+            "is a number, write the {what}'s name, or in a bot `{number} = {name}`"
         ))
     } else {
         None

@@ -80,14 +80,14 @@ impl<'a> Value<'a> {
         Some(array.iter().map(element).collect())
     }
 
-    /// The texts of a list; what is no text is reported and left out.
+    /// The texts of a list; nothing where one is no text.
     pub(super) fn strings(&self, report: &mut Report) -> Option<Vec<At<&'a str>>> {
         let list = self.list(report)?;
-        Some(
-            list.iter()
-                .filter_map(|value| value.string(report))
-                .collect(),
-        )
+        let texts: Vec<_> = list
+            .iter()
+            .filter_map(|value| value.string(report))
+            .collect();
+        (texts.len() == list.len()).then_some(texts)
     }
 
     pub(super) fn section(
