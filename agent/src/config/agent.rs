@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use keyhatch_protocol::{DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET};
 
-use super::section::Section;
+use super::section::{Section, shown};
 use super::{Depth, host};
 use crate::policy::{At, Report};
 
@@ -52,7 +52,9 @@ pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> 
     let socket = section.path("socket", report);
     let admin_socket = section.path("admin_socket", report);
     let socket_or = |given: &Option<At<PathBuf>>, default: &str| {
-        given.as_ref().map_or_else(|| default.into(), |at| at.value.clone())
+        given
+            .as_ref()
+            .map_or_else(|| default.into(), |at| at.value.clone())
     };
     let agent = Agent {
         socket: socket_or(&socket, DEFAULT_SOCKET),
@@ -65,7 +67,10 @@ pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> 
     };
     for At { value: path, place } in [&socket, &admin_socket].into_iter().flatten() {
         if path.as_os_str().len() > MAX_SOCKET_PATH {
-            let text = format!("{path:?} is too long, a socket's path has at most {MAX_SOCKET_PATH} bytes, shorten it");
+            let text = format!(
+                "{} is too long, a socket's path has at most {MAX_SOCKET_PATH} bytes, shorten it",
+                shown(path)
+            );
             report.error(place, text);
         }
     }
@@ -89,7 +94,10 @@ fn check_distinct(agent: &Agent, section: &Section<'_>, report: &mut Report) {
                 // The default may be what the given one collides with.
                 let given = section.get(key).or_else(|| section.get(other));
                 let place = given.map_or_else(|| section.place(), |value| value.place());
-                let text = format!("`{key}` and `{other}` are both {path:?}, each needs its own, change one");
+                let text = format!(
+                    "`{key}` and `{other}` are both {}, each needs its own, change one",
+                    shown(path)
+                );
                 report.error(&place, text);
             }
         }
@@ -104,7 +112,10 @@ fn read_metrics(section: &Section<'_>, report: &mut Report) -> Option<At<Metrics
         Metrics::Tcp(address)
     } else {
         let why = "it must be an address with a port or an absolute socket path";
-        let text_ = format!("`metrics` is {:?}, {why}, write \"127.0.0.1:9464\"", text.value);
+        let text_ = format!(
+            "`metrics` is {:?}, {why}, write \"127.0.0.1:9464\"",
+            text.value
+        );
         report.error(&text.place, text_);
         return None;
     };
@@ -115,13 +126,18 @@ fn read_metrics(section: &Section<'_>, report: &mut Report) -> Option<At<Metrics
 }
 
 fn read_admins(section: &Section<'_>, depth: Depth, report: &mut Report) -> Vec<Admin> {
-    let Some(list) = section.get("admins").and_then(|value| value.strings(report)) else {
+    let Some(list) = section
+        .get("admins")
+        .and_then(|value| value.strings(report))
+    else {
         return Vec::new();
     };
     let mut admins = Vec::new();
     for At { value: text, place } in list {
         let admin = match text.strip_prefix("group:") {
-            Some(group) => host::checked_account("group", group, &place, depth, report).map(Admin::Group),
+            Some(group) => {
+                host::checked_account("group", group, &place, depth, report).map(Admin::Group)
+            }
             None => host::checked_account("user", text, &place, depth, report).map(Admin::User),
         };
         admins.extend(admin);

@@ -51,7 +51,15 @@ pub enum SyncMode {
 }
 
 pub(super) fn read(section: &Section<'_>, report: &mut Report) -> Audit {
-    let keys = ["dir", "journald", "on_failure", "sync", "segment", "keep", "keep_for"];
+    let keys = [
+        "dir",
+        "journald",
+        "on_failure",
+        "sync",
+        "segment",
+        "keep",
+        "keep_for",
+    ];
     section.check_keys(&keys, &[], report);
     let audit = Audit {
         dir: section
@@ -65,11 +73,17 @@ pub(super) fn read(section: &Section<'_>, report: &mut Report) -> Audit {
             report,
         )
         .unwrap_or(OnFailure::Deny),
-        sync: word(section, "sync", &[("second", SyncMode::Second), ("always", SyncMode::Always)], report)
-            .unwrap_or(SyncMode::Second),
+        sync: word(
+            section,
+            "sync",
+            &[("second", SyncMode::Second), ("always", SyncMode::Always)],
+            report,
+        )
+        .unwrap_or(SyncMode::Second),
         segment: size(section, "segment", report).unwrap_or(64 * MIB),
         keep: size(section, "keep", report).unwrap_or(4 * GIB),
-        keep_for: duration(section, "keep_for", report).unwrap_or(Duration::from_secs(90 * 24 * 60 * 60)),
+        keep_for: duration(section, "keep_for", report)
+            .unwrap_or(Duration::from_secs(90 * 24 * 60 * 60)),
     };
     check_sizes(&audit, section, report);
     audit
@@ -93,7 +107,12 @@ fn check_sizes(audit: &Audit, section: &Section<'_>, report: &mut Report) {
     }
 }
 
-fn word<T: Copy>(section: &Section<'_>, key: &str, words: &[(&str, T)], report: &mut Report) -> Option<T> {
+fn word<T: Copy>(
+    section: &Section<'_>,
+    key: &str,
+    words: &[(&str, T)],
+    report: &mut Report,
+) -> Option<T> {
     one_of(&section.string(key, report)?, key, words, report)
 }
 
@@ -102,7 +121,10 @@ fn size(section: &Section<'_>, key: &str, report: &mut Report) -> Option<u64> {
     let size = parse_size(text);
     if size.is_none() {
         let why = "a size is a whole number with KiB, MiB or GiB";
-        report.error(&place, format!("`{key}` is {text:?}, {why}, write it as \"64MiB\""));
+        report.error(
+            &place,
+            format!("`{key}` is {text:?}, {why}, write it as \"64MiB\""),
+        );
     }
     size
 }
@@ -117,15 +139,24 @@ fn parse_size(text: &str) -> Option<u64> {
     };
     // `parse` would take a sign too.
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(unit)
+    digits
+        .parse::<u64>()
+        .ok()
+        .filter(|_| plain)?
+        .checked_mul(unit)
 }
 
 fn duration(section: &Section<'_>, key: &str, report: &mut Report) -> Option<Duration> {
     let At { value: text, place } = section.string(key, report)?;
-    let found = humantime::parse_duration(text).ok().filter(|found| *found >= Duration::from_secs(1));
+    let found = humantime::parse_duration(text)
+        .ok()
+        .filter(|found| *found >= Duration::from_secs(1));
     if found.is_none() {
         let why = "a time is at least a second, in units s, m, h, d";
-        report.error(&place, format!("`{key}` is {text:?}, {why}, write it as \"90d\""));
+        report.error(
+            &place,
+            format!("`{key}` is {text:?}, {why}, write it as \"90d\""),
+        );
     }
     found
 }

@@ -27,14 +27,20 @@ pub(super) fn read_all(path: &Path, depth: Depth, report: &mut Report) -> Vec<Do
         Ok(parts) => parts,
         Err(error) => {
             let hint = "make the folder readable, or remove it";
-            report.error(&whole(&folder), format!("cannot be listed, {error}, {hint}"));
+            report.error(
+                &whole(&folder),
+                format!("cannot be listed, {error}, {hint}"),
+            );
             Vec::new()
         }
     };
     for file in std::iter::once(path.to_owned()).chain(parts) {
         match read_trusted(&file, depth) {
             Ok(text) => documents.push(Document::new(file, text)),
-            Err(error) => report.error(&whole(&file), format!("cannot be read, {error}, {}", hint(&error))),
+            Err(error) => report.error(
+                &whole(&file),
+                format!("cannot be read, {error}, {}", hint(&error)),
+            ),
         }
     }
     documents
@@ -90,6 +96,11 @@ impl Document {
         }
     }
 
+    /// The file as places name it.
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// The file as a table; what is no TOML is reported.
     pub(super) fn parse(&self, report: &mut Report) -> Option<DeTable<'_>> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
@@ -104,7 +115,9 @@ impl Document {
     pub(super) fn place(&self, span: &Range<usize>) -> Place {
         Place {
             file: self.name.clone(),
-            line: self.line_starts.partition_point(|start| *start <= span.start),
+            line: self
+                .line_starts
+                .partition_point(|start| *start <= span.start),
         }
     }
 }

@@ -12,15 +12,16 @@ use std::path::{Component, Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use super::Depth;
+use super::section::shown;
 use crate::policy::{BotInput, Place, Report, Selectors};
 
 /// Programs that run other programs: every script of theirs has the same image.
 const INTERPRETERS: [&str; 20] = [
-    "awk", "bash", "bun", "busybox", "dash", "deno", "dotnet", "env", "java", "ksh", "lua", "node", "nodejs",
-    "perl", "php", "python", "ruby", "sh", "tclsh", "zsh",
+    "awk", "bash", "bun", "busybox", "dash", "deno", "dotnet", "env", "java", "ksh", "lua", "node",
+    "nodejs", "perl", "php", "python", "ruby", "sh", "tclsh", "zsh",
 ];
 
-/// As path_resolution(7).
+/// As `path_resolution(7)`.
 const MAX_LINKS: usize = 40;
 
 /// The name of a user or group, which need not exist yet.
@@ -36,7 +37,9 @@ pub(super) fn checked_account(
     let problem = if name.is_empty() || name.contains(odd) {
         Some(format!("is no {what} name, write one that exists"))
     } else if name.bytes().all(|byte| byte.is_ascii_digit()) {
-        Some(format!("is a number, a bot selects it by `{number} = {name}`, give the {what} by name"))
+        Some(format!(
+            "is a number, write the {what}'s name, or in a bot `{number} = {name}`"
+        ))
     } else {
         None
     };
@@ -45,7 +48,9 @@ pub(super) fn checked_account(
         return None;
     }
     if depth == Depth::Full && !exists(what, name) {
-        let text = format!("there is no {what} {name:?} on this host yet, nobody matches it until there is");
+        let text = format!(
+            "there is no {what} {name:?} on this host yet, nobody matches it until there is"
+        );
         report.warning(place, text);
     }
     Some(name.to_owned())
@@ -67,7 +72,10 @@ pub(super) fn check_exe(bot: &BotInput, report: &mut Report) {
     let steps = match walk(exe) {
         Ok(steps) => steps,
         Err(error) => {
-            let text = format!("exe {:?} cannot be found, {error}, nobody matches it until it is there", shown(exe));
+            let text = format!(
+                "exe {} cannot be found, {error}, nobody matches it until it is there",
+                shown(exe)
+            );
             report.warning(place, text);
             return;
         }
@@ -75,7 +83,7 @@ pub(super) fn check_exe(bot: &BotInput, report: &mut Report) {
     let who = Writer::of(&bot.selectors);
     if let Some(step) = steps.iter().find(|step| who.can_change(step)) {
         let text = format!(
-            "exe {:?} proves nothing, since the bot {:?} can change {:?}, move it to where only root can write",
+            "exe {} proves nothing, since the bot {:?} can change {}, move it to where only root can write",
             shown(exe),
             bot.name.value,
             shown(&step.path)
@@ -86,18 +94,23 @@ pub(super) fn check_exe(bot: &BotInput, report: &mut Report) {
         return;
     };
     if !file.metadata.is_file() {
-        report.error(place, format!("exe {:?} is not a file, name the program itself", shown(exe)));
+        report.error(
+            place,
+            format!("exe {} is not a file, name the program itself", shown(exe)),
+        );
     } else if is_script(&file.path) {
-        let text = format!("exe {:?} is a script, the running image is its interpreter, so that it never matches, select by user and unit", shown(exe));
+        let text = format!(
+            "exe {} is a script, the running image is its interpreter, so that it never matches, select by user and unit",
+            shown(exe)
+        );
         report.warning(place, text);
     } else if is_interpreter(exe) || is_interpreter(&file.path) {
-        let text = format!("exe {:?} is an interpreter, so that every script of it matches, select by user and unit", shown(exe));
+        let text = format!(
+            "exe {} is an interpreter, so that every script of it matches, select by user and unit",
+            shown(exe)
+        );
         report.warning(place, text);
     }
-}
-
-fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
-    path.to_string_lossy()
 }
 
 fn is_script(path: &Path) -> bool {

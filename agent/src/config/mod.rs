@@ -68,7 +68,11 @@ pub fn load(path: &Path, depth: Depth) -> Result<Config, Vec<Diagnostic>> {
     assemble(&documents, depth, report)
 }
 
-fn assemble(documents: &[Document], depth: Depth, mut report: Report) -> Result<Config, Vec<Diagnostic>> {
+fn assemble(
+    documents: &[Document],
+    depth: Depth,
+    mut report: Report,
+) -> Result<Config, Vec<Diagnostic>> {
     let tables: Vec<(&Document, DeTable<'_>)> = documents
         .iter()
         .filter_map(|document| Some((document, document.parse(&mut report)?)))
@@ -82,12 +86,18 @@ fn assemble(documents: &[Document], depth: Depth, mut report: Report) -> Result<
         }
     }
     let agent = agent::read(&parts.agent, depth, &mut report);
-    let sources = source::read_all(&parts.sources, &mut report);
     let audit = audit::read(&parts.audit, &mut report);
-    check_folders(&agent, &sources, &audit, &parts, &mut report);
+    check_audit_dir(&agent, &audit, &parts, &mut report);
+    let taken = [
+        ("state_dir", agent.state_dir.as_path()),
+        ("audit dir", audit.dir.as_path()),
+    ];
+    let sources = source::read_all(&parts.sources, &taken, &mut report);
     let policy = read_policy(&parts, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
-        let file = documents.iter().position(|document| document.path.display().to_string() == &*found.place.file);
+        let file = documents
+            .iter()
+            .position(|document| document.name() == &found.place.file);
         (file, found.place.line)
     };
     report.errors.sort_by_key(order);
@@ -101,7 +111,10 @@ fn assemble(documents: &[Document], depth: Depth, mut report: Report) -> Result<
         policy: Arc::new(policy.unwrap_or_default()),
         audit,
         warnings: report.warnings,
-        files: documents.iter().map(|document| document.path.clone()).collect(),
+        files: documents
+            .iter()
+            .map(|document| document.path.clone())
+            .collect(),
     })
 }
 
@@ -143,7 +156,12 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn read_policy(parts: &Parts<'_>, depth: Depth, complete: bool, report: &mut Report) -> Option<Policy> {
+fn read_policy(
+    parts: &Parts<'_>,
+    depth: Depth,
+    complete: bool,
+    report: &mut Report,
+) -> Option<Policy> {
     let mut rules = Rules::default();
     for section in &parts.bots {
         rules.bots.extend(rules::read_bot(section, depth, report));
@@ -171,10 +189,20 @@ fn read_policy(parts: &Parts<'_>, depth: Depth, complete: bool, report: &mut Rep
     }
 }
 
-/// Each folder holds one thing only.
-fn check_folders<'a>(agent: &Agent, sources: &[Source], audit: &Audit, parts: &Parts<'_>, report: &mut Report) {
-    let store = |(_source, _section): (&'a Source, u8)| ();
-    let _ = (agent, sources, audit, parts, report, store);
+fn check_audit_dir(agent: &Agent, audit: &Audit, parts: &Parts<'_>, report: &mut Report) {
+    let given = parts
+        .audit
+        .get("dir")
+        .or_else(|| parts.agent.get("state_dir"));
+    if let Some(value) = given
+        && audit.dir == agent.state_dir
+    {
+        let text = format!(
+            "`dir` and `state_dir` are both {}, each needs its own folder, change one",
+            section::shown(&audit.dir)
+        );
+        report.error(&value.place(), text);
+    }
 }
 
 #[cfg(test)]

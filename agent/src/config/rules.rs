@@ -4,35 +4,31 @@ use std::path::PathBuf;
 
 use keyhatch_protocol::Action;
 
-use super::section::{Section, Value, checked_name};
+use super::section::{Section, Value, checked_name, shown};
 use super::{Depth, host};
 use crate::policy::{
     At, BotInput, Pattern, PatternError, Place, Report, RoleInput, RuleInput, Selectors, suggest,
 };
 
 /// A bot, or nothing where anything in it is wrong: half a bot would only lead to more errors.
-pub(super) fn read_bot(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<BotInput> {
+pub(super) fn read_bot(
+    section: &Section<'_>,
+    depth: Depth,
+    report: &mut Report,
+) -> Option<BotInput> {
     let before = report.errors.len();
     section.check_keys(&["name", "match", "roles"], &["credentials"], report);
     let name = section
         .required("name", "\"support-bot\"", report)
+        .and_then(|name| name.string(report))
         .and_then(|name| checked_name("bot", name, report));
-    let selectors = match section.get("match") {
-        Some(value) => value
-            .section("`match`", report)
-            .map(|selectors| read_selectors(&selectors, depth, report)),
-        None => {
-            section.missing("match", "{ user = \"support\" }", report);
-            None
-        }
-    };
-    let roles = match section.get("roles") {
-        Some(value) => value.strings(report),
-        None => {
-            section.missing("roles", "[\"llm-caller\"]", report);
-            None
-        }
-    };
+    let selectors = section
+        .required("match", "{ user = \"support\" }", report)
+        .and_then(|value| value.section("`match`", report))
+        .map(|selectors| read_selectors(&selectors, depth, report));
+    let roles = section
+        .required("roles", "[\"llm-caller\"]", report)
+        .and_then(|value| value.strings(report));
     if report.errors.len() > before {
         return None;
     }
@@ -49,7 +45,15 @@ pub(super) fn read_bot(section: &Section<'_>, depth: Depth, report: &mut Report)
 
 fn read_selectors(section: &Section<'_>, depth: Depth, report: &mut Report) -> Selectors {
     let keys = [
-        "uid", "user", "gid", "group", "unit", "user_unit", "cgroup", "exe", "exe_sha256",
+        "uid",
+        "user",
+        "gid",
+        "group",
+        "unit",
+        "user_unit",
+        "cgroup",
+        "exe",
+        "exe_sha256",
     ];
     section.check_keys(&keys, &[], report);
     let account = |key: &'static str, report: &mut Report| {
@@ -81,16 +85,24 @@ const CGROUP: Shape = (
     "a cgroup path begins with a slash, write it as \"/system.slice/support-bot.service\"",
 );
 
-fn glob(section: &Section<'_>, key: &str, (shapes, why): Shape, report: &mut Report) -> Option<Pattern> {
+fn glob(
+    section: &Section<'_>,
+    key: &str,
+    (shapes, why): Shape,
+    report: &mut Report,
+) -> Option<Pattern> {
     let At { value: text, place } = section.string(key, report)?;
-    let found = Pattern::parse(text).map_err(|error| error.to_string()).and_then(|pattern| {
-        let possible = |shape: &&str| Pattern::parse(shape).is_ok_and(|shape| shape.meets(&pattern));
-        if shapes.iter().any(possible) {
-            Ok(pattern)
-        } else {
-            Err(format!("it can never match, {why}"))
-        }
-    });
+    let found = Pattern::parse(text)
+        .map_err(|error| error.to_string())
+        .and_then(|pattern| {
+            let possible =
+                |shape: &&str| Pattern::parse(shape).is_ok_and(|shape| shape.meets(&pattern));
+            if shapes.iter().any(possible) {
+                Ok(pattern)
+            } else {
+                Err(format!("it can never match, {why}"))
+            }
+        });
     found
         .map_err(|why| report.error(&place, format!("`{key}` is {text:?}, {why}")))
         .ok()
@@ -99,7 +111,10 @@ fn glob(section: &Section<'_>, key: &str, (shapes, why): Shape, report: &mut Rep
 fn exe(section: &Section<'_>, report: &mut Report) -> Option<PathBuf> {
     let At { value: path, place } = section.path("exe", report)?;
     if path.as_os_str().as_encoded_bytes().contains(&b'*') {
-        let text = format!("`exe` is {:?}, but it names one file, not a pattern, write its path", path.display());
+        let text = format!(
+            "`exe` is {}, but it names one file, not a pattern, write its path",
+            shown(&path)
+        );
         report.error(&place, text);
         return None;
     }
@@ -117,14 +132,26 @@ fn digest(section: &Section<'_>, report: &mut Report) -> Option<[u8; 32]> {
 }
 
 fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    let digits: Option<Vec<u8>> = text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect();
-    let digits = digits?;
-    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
-    if digits.len() % 2 == 0 { bytes.try_into().ok() } else { None }
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
+        return None;
+    };
+    let byte = |pair: &[u8; 2]| {
+        let pair = std::str::from_utf8(pair).ok()?;
+        // `from_str_radix` would take a sign too.
+        u8::from_str_radix(pair, 16)
+            .ok()
+            .filter(|_| !pair.starts_with('+'))
+    };
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    bytes?.try_into().ok()
 }
 
 /// A role, with those of its rules that are well-formed.
-pub(super) fn read_role(name: &str, section: &Section<'_>, report: &mut Report) -> Option<RoleInput> {
+pub(super) fn read_role(
+    name: &str,
+    section: &Section<'_>,
+    report: &mut Report,
+) -> Option<RoleInput> {
     section.check_keys(&["grants", "deny"], &[], report);
     let at = At {
         value: name,
@@ -157,10 +184,7 @@ fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<R
     if section.get("routes").is_some() {
         return None;
     }
-    let Some(secrets) = section.get("secrets") else {
-        section.missing("secrets", "[\"openai/*\"]", report);
-        return None;
-    };
+    let secrets = section.required("secrets", "[\"openai/*\"]", report)?;
     let patterns = read_patterns(&secrets, report)?;
     let actions = match section.get("actions") {
         Some(value) => read_actions(&value, what, report)?,
@@ -177,7 +201,10 @@ fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<R
 fn read_patterns(value: &Value<'_>, report: &mut Report) -> Option<Vec<Pattern>> {
     let texts = value.strings(report)?;
     if texts.is_empty() {
-        report.error(&value.place(), "`secrets` is empty, so that it names nothing, add a name or pattern");
+        report.error(
+            &value.place(),
+            "`secrets` is empty, so that it names nothing, add a name or pattern",
+        );
     }
     let mut patterns = Vec::new();
     for At { value: text, place } in texts {
@@ -196,14 +223,20 @@ fn bad_pattern(text: &str, error: PatternError) -> String {
 fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Vec<Action>> {
     let words = value.strings(report)?;
     if words.is_empty() {
-        report.error(&value.place(), "`actions` is empty, so that it allows nothing, add one or leave it out");
+        report.error(
+            &value.place(),
+            "`actions` is empty, so that it allows nothing, add one or leave it out",
+        );
     }
     let mut actions = Vec::new();
     for At { value: word, place } in words {
         match word.parse() {
             Ok(Action::Use) if what != "a deny" => use_of_secret(&place, report),
             Ok(action) if !actions.contains(&action) => actions.push(action),
-            Ok(_) => report.error(&place, format!("action {word:?} is listed twice, remove one")),
+            Ok(_) => report.error(
+                &place,
+                format!("action {word:?} is listed twice, remove one"),
+            ),
             Err(()) => {
                 let hint = suggest(word, Action::ALL.iter().map(|action| action.as_str()));
                 report.error(&place, format!("there is no action {word:?}, {hint}"));
@@ -214,6 +247,7 @@ fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Ve
 }
 
 fn use_of_secret(place: &Place, report: &mut Report) {
-    let text = "action \"use\" is granted on routes, which this version does not have yet, remove it";
+    let text =
+        "action \"use\" is granted on routes, which this version does not have yet, remove it";
     report.error(place, text);
 }

@@ -80,13 +80,21 @@ impl<'a> Value<'a> {
         Some(array.iter().map(element).collect())
     }
 
-    /// The texts of a list; what is no text is reported and left out.
+    /// The texts of a list; nothing where one is no text.
     pub(super) fn strings(&self, report: &mut Report) -> Option<Vec<At<&'a str>>> {
         let list = self.list(report)?;
-        Some(list.iter().filter_map(|value| value.string(report)).collect())
+        let texts: Vec<_> = list
+            .iter()
+            .filter_map(|value| value.string(report))
+            .collect();
+        (texts.len() == list.len()).then_some(texts)
     }
 
-    pub(super) fn section(&self, title: impl Into<String>, report: &mut Report) -> Option<Section<'a>> {
+    pub(super) fn section(
+        &self,
+        title: impl Into<String>,
+        report: &mut Report,
+    ) -> Option<Section<'a>> {
         let mut section = Section::new(title);
         section.add(self, report).then_some(section)
     }
@@ -99,7 +107,9 @@ impl<'a> Value<'a> {
             _ => self.wrong(&format!("a list of tables, each headed {title}"), report),
         };
         let list = list.unwrap_or_default();
-        list.iter().filter_map(|value| value.section(&*title, report)).collect()
+        list.iter()
+            .filter_map(|value| value.section(&*title, report))
+            .collect()
     }
 
     /// The named tables of `[key.NAME]`, each with its name.
@@ -168,11 +178,20 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// Where the key is given, or else where the table begins.
+    pub(super) fn place_of(&self, key: &str) -> Place {
+        self.get(key)
+            .map_or_else(|| self.place(), |value| value.place())
+    }
+
     /// Reports every key that is in neither list; those of `later` belong to later versions.
     pub(super) fn check_keys(&self, known: &[&str], later: &[&str], report: &mut Report) {
         for value in self.values.values() {
             if later.contains(&value.key) {
-                report.error(&value.place(), not_yet(&format!("`{}` in {}", value.key, self.title)));
+                report.error(
+                    &value.place(),
+                    not_yet(&format!("`{}` in {}", value.key, self.title)),
+                );
             } else if !known.contains(&value.key) {
                 let hint = suggest(value.key, known.iter().copied());
                 let text = format!("unknown key {:?} in {}, {hint}", value.key, self.title);
@@ -212,18 +231,25 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The text of a key that must be there.
-    pub(super) fn required(&self, key: &str, example: &str, report: &mut Report) -> Option<At<&'a str>> {
-        if self.get(key).is_none() {
-            self.missing(key, example, report);
+    /// The value of a key that must be there.
+    pub(super) fn required(
+        &self,
+        key: &str,
+        example: &str,
+        report: &mut Report,
+    ) -> Option<Value<'a>> {
+        let value = self.get(key);
+        if value.is_none() {
+            let text = format!("{} has no `{key}`, write {key} = {example}", self.title);
+            report.error(&self.place(), text);
         }
-        self.string(key, report)
+        value
     }
+}
 
-    pub(super) fn missing(&self, key: &str, example: &str, report: &mut Report) {
-        let text = format!("{} has no `{key}`, write {key} = {example}", self.title);
-        report.error(&self.place(), text);
-    }
+/// A path as messages show it.
+pub(super) fn shown(path: &Path) -> String {
+    format!("{:?}", path.to_string_lossy())
 }
 
 /// A name of the configuration's own: it stands in records, messages and command lines.
@@ -244,11 +270,22 @@ pub(super) fn checked_name(what: &str, name: At<&str>, report: &mut Report) -> O
 }
 
 /// One of a few words.
-pub(super) fn one_of<T: Copy>(text: &At<&str>, key: &str, words: &[(&str, T)], report: &mut Report) -> Option<T> {
-    let found = words.iter().find(|(word, _)| *word == text.value).map(|(_, value)| *value);
+pub(super) fn one_of<T: Copy>(
+    text: &At<&str>,
+    key: &str,
+    words: &[(&str, T)],
+    report: &mut Report,
+) -> Option<T> {
+    let found = words
+        .iter()
+        .find(|(word, _)| *word == text.value)
+        .map(|(_, value)| *value);
     if found.is_none() {
         let hint = suggest(text.value, words.iter().map(|(word, _)| *word));
-        report.error(&text.place, format!("`{key}` cannot be {:?}, {hint}", text.value));
+        report.error(
+            &text.place,
+            format!("`{key}` cannot be {:?}, {hint}", text.value),
+        );
     }
     found
 }

@@ -1,12 +1,12 @@
 //! `[[source]]`: where secrets come from, and which source owns a name.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use keyhatch_protocol::Name;
 
-use super::section::{Section, checked_name, not_yet, one_of};
+use super::section::{Section, checked_name, not_yet, one_of, shown};
 use crate::policy::{At, Place, Report};
 
 const DEFAULT_STORE: &str = "/var/lib/keyhatch/store";
@@ -77,9 +77,13 @@ impl FromStr for KeySource {
 
     fn from_str(text: &str) -> Result<Self, KeySourceError> {
         match text.split_once(':') {
-            Some(("file", path)) if !path.is_empty() && !path.contains('\0') => Ok(Self::File(path.into())),
+            Some(("file", path)) if !path.is_empty() && !path.contains('\0') => {
+                Ok(Self::File(path.into()))
+            }
             // It is the name of a file in $CREDENTIALS_DIRECTORY.
-            Some(("credential", name)) if !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']) => {
+            Some(("credential", name))
+                if !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']) =>
+            {
                 Ok(Self::Credential(name.into()))
             }
             _ => Err(KeySourceError),
@@ -96,18 +100,22 @@ impl fmt::Display for KeySource {
     }
 }
 
-pub(super) fn read_all(sections: &[Section<'_>], report: &mut Report) -> Vec<Source> {
+/// Every source; its store may be none of the folders that are `taken`.
+pub(super) fn read_all(
+    sections: &[Section<'_>],
+    taken: &[(&str, &Path)],
+    report: &mut Report,
+) -> Vec<Source> {
     if sections.is_empty() {
         return vec![Source::local()];
     }
     let mut sources: Vec<(Source, Place)> = Vec::new();
     for section in sections {
-        let Some(source) = read(section, report) else {
+        let Some(source) = read(section, taken, report) else {
             continue;
         };
-        let place = |key: &str| section.get(key).map_or_else(|| section.place(), |value| value.place());
         for (first, first_place) in &sources {
-            check_pair(first, first_place, &source, &place, report);
+            check_pair(first, first_place, &source, section, report);
         }
         sources.push((source, section.place()));
     }
@@ -118,12 +126,15 @@ fn check_pair(
     first: &Source,
     first_place: &Place,
     second: &Source,
-    place: &dyn Fn(&str) -> Place,
+    section: &Section<'_>,
     report: &mut Report,
 ) {
     if first.name == second.name {
-        let text = format!("source {:?} is already at {first_place}, rename or remove one", second.name);
-        report.error(&place("name"), text);
+        let text = format!(
+            "source {:?} is already at {first_place}, rename or remove one",
+            second.name
+        );
+        report.error(&section.place_of("name"), text);
     }
     if first.prefix == second.prefix {
         let text = format!(
@@ -131,21 +142,30 @@ fn check_pair(
              whose a name is, give one another prefix",
             second.name, second.prefix
         );
-        report.error(&place("prefix"), text);
+        report.error(&section.place_of("prefix"), text);
     }
     let SourceKind::File { path, .. } = &second.kind;
     let SourceKind::File { path: other, .. } = &first.kind;
     if path == other {
-        let text = format!("source {:?} has the same store {path:?} as the one at {first_place}, remove one", second.name);
-        report.error(&place("path"), text);
+        let text = format!(
+            "source {:?} has the same store {} as the one at {first_place}, remove one",
+            second.name,
+            shown(path)
+        );
+        report.error(&section.place_of("path"), text);
     }
 }
 
-fn read(section: &Section<'_>, report: &mut Report) -> Option<Source> {
+fn read(section: &Section<'_>, taken: &[(&str, &Path)], report: &mut Report) -> Option<Source> {
     let before = report.errors.len();
-    let kind = section.required("kind", "\"file\"", report)?;
+    let kind = section
+        .required("kind", "\"file\"", report)?
+        .string(report)?;
     if matches!(kind.value, "vault" | "aws") {
-        report.error(&kind.place, not_yet(&format!("a source of kind {:?}", kind.value)));
+        report.error(
+            &kind.place,
+            not_yet(&format!("a source of kind {:?}", kind.value)),
+        );
         return None;
     }
     one_of(&kind, "kind", &[("file", ())], report)?;
@@ -153,8 +173,18 @@ fn read(section: &Section<'_>, report: &mut Report) -> Option<Source> {
     section.check_keys(&["name", "kind", "path", "key", "prefix"], &later, report);
     let name = section
         .required("name", "\"local\"", report)
+        .and_then(|name| name.string(report))
         .and_then(|name| checked_name("source", name, report));
     let path = section.path("path", report);
+    if let Some(At { value: path, place }) = &path
+        && let Some((what, _)) = taken.iter().find(|(_, folder)| folder == path)
+    {
+        let text = format!(
+            "`path` is {} like the {what}, a store needs a folder of its own, change one",
+            shown(path)
+        );
+        report.error(place, text);
+    }
     let key = read_key(section, report);
     let prefix = read_prefix(section, report);
     if report.errors.len() > before {
@@ -174,7 +204,10 @@ fn read_key(section: &Section<'_>, report: &mut Report) -> Option<KeySource> {
     let At { value: text, place } = section.string("key", report)?;
     match text.parse() {
         Ok(KeySource::File(path)) if !path.is_absolute() => {
-            report.error(&place, "`key` must name an absolute path, begin it with file:/");
+            report.error(
+                &place,
+                "`key` must name an absolute path, begin it with file:/",
+            );
             None
         }
         Ok(key) => Some(key),
@@ -186,7 +219,11 @@ fn read_key(section: &Section<'_>, report: &mut Report) -> Option<KeySource> {
 }
 
 fn read_prefix(section: &Section<'_>, report: &mut Report) -> String {
-    let Some(At { value: prefix, place }) = section.string("prefix", report) else {
+    let Some(At {
+        value: prefix,
+        place,
+    }) = section.string("prefix", report)
+    else {
         return String::new();
     };
     let problem = match prefix.strip_suffix('/') {
@@ -195,7 +232,10 @@ fn read_prefix(section: &Section<'_>, report: &mut Report) -> String {
         Some(part) => Name::parse(part).err().map(|error| error.to_string()),
     };
     if let Some(why) = problem {
-        report.error(&place, format!("`prefix` is {prefix:?}, {why}, write it as \"app/\""));
+        report.error(
+            &place,
+            format!("`prefix` is {prefix:?}, {why}, write it as \"app/\""),
+        );
     }
     prefix.into()
 }
@@ -210,7 +250,15 @@ mod tests {
         for good in ["file:/etc/k", "file:k", "credential:keyhatch.key"] {
             assert_eq!(good.parse::<KeySource>().unwrap().to_string(), good);
         }
-        for bad in ["", "file:", "credential:", "credential:a/b", "credential:..", "hunter2", "/etc/k"] {
+        for bad in [
+            "",
+            "file:",
+            "credential:",
+            "credential:a/b",
+            "credential:..",
+            "hunter2",
+            "/etc/k",
+        ] {
             assert_eq!(bad.parse::<KeySource>(), Err(KeySourceError), "{bad}");
         }
     }
@@ -222,8 +270,18 @@ mod tests {
             prefix: prefix.into(),
             ..Source::local()
         };
-        let sources = [source("all", ""), source("app", "app/"), source("db", "app/db/")];
-        for (name, owned_by) in [("x", "all"), ("app", "all"), ("app/x", "app"), ("app/db/x", "db"), ("app/dbx", "app")] {
+        let sources = [
+            source("all", ""),
+            source("app", "app/"),
+            source("db", "app/db/"),
+        ];
+        for (name, owned_by) in [
+            ("x", "all"),
+            ("app", "all"),
+            ("app/x", "app"),
+            ("app/db/x", "db"),
+            ("app/dbx", "app"),
+        ] {
             let name = Name::parse(name).unwrap();
             assert_eq!(owner(&sources, &name).unwrap().name, owned_by, "{name}");
         }
