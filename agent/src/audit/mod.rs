@@ -3,8 +3,9 @@
 //! [`Log::keep`] is the only way to a [`Receipt`], and no value is given out without one. The segments are
 //! the record of truth; journald is fed from them, behind the requests. docs/audit-format.md has the bytes.
 //!
-//! `chain`, `render`, `flood` and `verify` are pure; `segment` writes one file, `log` is what requests see,
-//! `keeper` watches and repairs, `archive` closes and expires, `feed` and `journald` tell the journal.
+//! `chain`, `render`, `flood` and `verify` are pure; `log` is what requests see, `writer` makes records of
+//! entries, `segment` is the file; `keeper` watches and `repair`s, `archive` closes and expires, `feed` and
+//! `journald` tell the journal.
 
 mod archive;
 mod chain;
@@ -22,10 +23,12 @@ mod query;
 mod record;
 mod recover;
 mod render;
+mod repair;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};

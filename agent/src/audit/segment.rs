@@ -214,6 +214,18 @@ impl Segment {
         Ok(())
     }
 
+    /// Whether there is space again, after there was none.
+    pub(super) fn find_room(&mut self) -> Result<(), Failure> {
+        const SOME: [u8; LEAST as usize] = [0; LEAST as usize];
+        if self.mapped {
+            return self.make_room(SOME.len());
+        }
+        // Only writing tells; zeros at the end are no record, should we be killed here.
+        self.write(&SOME)?;
+        let fail = |why| Failure::from("cut", &self.path, why);
+        self.file.set_len(self.pos).map_err(fail)
+    }
+
     fn reserve(&mut self, len: usize) -> Result<(), Failure> {
         let needed = (self.pos + len as u64 - self.size).next_multiple_of(LEAST);
         let left = self.limit.saturating_sub(self.size).next_multiple_of(LEAST);

@@ -3,6 +3,7 @@
 mod disk;
 mod journal;
 mod reading;
+mod vectors;
 mod writing;
 
 use std::fs;
