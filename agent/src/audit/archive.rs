@@ -22,7 +22,7 @@ use super::segment::readable_by_adm;
 use super::writer::{Inner, held};
 
 /// How often expiry is looked at when no segment is closed.
-const EVERY: Duration = Duration::from_mins(1);
+const EVERY: Duration = Duration::from_secs(60);
 /// The same after something could not be done.
 const AGAIN: Duration = Duration::from_secs(1);
 /// zstd's own default: ten times smaller, and quick.

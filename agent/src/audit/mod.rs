@@ -7,6 +7,9 @@
 //! entries, `segment` is the file; `keeper` watches and `repair`s, `archive` closes and expires, `feed` and
 //! `journald` tell the journal.
 
+// A test may fail by a panic.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 mod archive;
 mod chain;
 mod entry;
@@ -83,7 +86,7 @@ impl Settings {
             sync: Sync::Second,
             segment: 64 << 20,
             keep: 4 << 30,
-            keep_for: Duration::from_hours(90 * 24),
+            keep_for: Duration::from_secs(90 * 24 * 60 * 60),
             on_failure: OnFailure::Deny,
             mapped: true,
         }

@@ -137,7 +137,7 @@ enum Unwritten {
 fn copy(parts: &[Part], start: Head, head: Head, segment: &mut Segment) -> Result<(), Unwritten> {
     let unreadable = |why: io::Error| Unwritten::Unreadable(why.to_string());
     let mut at = start;
-    let mut line = Vec::new();
+    let mut copied = Vec::new();
     for part in parts {
         let mut lines = Lines::from(part.file.try_clone().map_err(unreadable)?, part.from.offset);
         while at.seq < part.end.head.seq {
@@ -148,10 +148,10 @@ fn copy(parts: &[Part], start: Head, head: Head, segment: &mut Segment) -> Resul
                 Some(link) => at = link.head(),
                 None => return Err(Unwritten::Unreadable("records were changed".to_owned())),
             }
-            line.clear();
-            line.extend_from_slice(bytes);
-            line.push(b'\n');
-            segment.append(&line).map_err(Unwritten::Failed)?;
+            copied.clear();
+            copied.extend_from_slice(bytes);
+            copied.push(b'\n');
+            segment.append(&copied).map_err(Unwritten::Failed)?;
         }
     }
     if at == head {

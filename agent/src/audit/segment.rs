@@ -23,7 +23,7 @@ const LEAST: u64 = 4096;
 /// How much is mapped at once: little counts as resident, and few records pay for a new window.
 const WINDOW: usize = 1024 * 1024;
 /// A segment is closed when it is this old.
-const MAX_AGE: Duration = Duration::from_hours(24);
+const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a record cannot be kept where it should be.
 #[derive(Debug)]
@@ -216,7 +216,7 @@ impl Segment {
 
     /// Whether there is space again, after there was none.
     pub(super) fn find_room(&mut self) -> Result<(), Failure> {
-        const SOME: [u8; LEAST as usize] = [0; LEAST as usize];
+        const SOME: [u8; 4096] = [0; 4096];
         if self.mapped {
             return self.make_room(SOME.len());
         }

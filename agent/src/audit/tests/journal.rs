@@ -197,14 +197,14 @@ fn an_entry_too_long_for_a_datagram_goes_as_a_sealed_memfd() {
     let dir = Dir::new();
     let journal = listen(&dir);
     let (log, _) = Log::open(fed(&dir)).unwrap();
-    let long = "x".repeat(400 << 10);
-    let members = extra(&[("message", long.clone().into())]);
+    let text = "x".repeat(400 << 10);
+    let members = extra(&[("message", text.clone().into())]);
     let entry = Entry {
         extra: Some(&members),
         ..Entry::of(Event::PolicyRejected)
     };
     let _ = log.keep(&entry).unwrap();
-    assert_eq!(receive(&journal)["KEYHATCH_MESSAGE"], long);
+    assert_eq!(receive(&journal)["KEYHATCH_MESSAGE"], text);
 }
 
 #[test]
