@@ -16,13 +16,13 @@ use super::chain::Link;
 use super::entry::Entry;
 use super::event::Event;
 use super::files::{Kind, Lines, SegmentFile, open_read, packed_path, segments};
-use super::log::{Inner, held};
 use super::record::time_of;
 use super::render::extra;
 use super::segment::readable_by_adm;
+use super::writer::{Inner, held};
 
 /// How often expiry is looked at when no segment is closed.
-const EVERY: Duration = Duration::from_mins(1);
+const EVERY: Duration = Duration::from_secs(60);
 /// The same after something could not be done.
 const AGAIN: Duration = Duration::from_secs(1);
 /// zstd's own default: ten times smaller, and quick.

@@ -24,7 +24,8 @@ pub struct Entry<'a> {
     pub surface: &'static str,
     /// The id that the answer carries too.
     pub request_id: Option<&'a str>,
-    /// More members of the record, as JSON text without braces; see [`extra`](super::extra).
+    /// More members of the record, as JSON text without braces; see [`extra`](super::extra). Their keys must
+    /// not be those of every record. A string `message` is also shown to people.
     pub extra: Option<&'a str>,
 }
 

@@ -17,16 +17,16 @@ use serde_json::json;
 use super::chain::Head;
 use super::follow::{Follower, Step};
 use super::journald::{Sent, Socket, Together, encode};
-use super::log::{Inner, held};
-use super::record::{Peer, Record};
+use super::record::Record;
 use super::render::extra;
+use super::writer::{Inner, held};
 
 /// After a wake-up: records of this long travel together, and the writer wakes the feed no oftener.
 const PACE: Duration = Duration::from_millis(25);
 /// A wake-up that was missed is made up for after this.
 const NAP: Duration = Duration::from_millis(250);
 /// How many records are read before they are sent.
-const BATCH: usize = 2048;
+const BATCH: usize = 4096;
 /// Past this, equal allowed reads of one second are told together.
 const FAR_BEHIND: u64 = 10_000;
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
@@ -149,17 +149,17 @@ impl<'a> Feed<'a> {
         self.inner.journal.sent.load(Ordering::Acquire) >= self.head()
     }
 
-    /// Reads some records and sends them.
-    fn batch(&mut self, until: Option<Instant>) -> io::Result<()> {
+    /// Reads some records and sends them; false when the daemon stops before they are sent.
+    fn batch(&mut self, until: Option<Instant>) -> io::Result<bool> {
         let head = self.head();
         let far = head.saturating_sub(self.follower.position()) >= FAR_BEHIND;
-        let mut records = Vec::new();
+        let (mut batch, mut lines) = (Batch::default(), 0);
         let mut reached = self.follower.position().saturating_sub(1);
-        while records.len() < BATCH && self.follower.position() <= head {
+        while lines < BATCH && self.follower.position() <= head {
             match self.follower.step(&mut self.line)? {
                 Step::Record(seq) => {
-                    reached = seq;
-                    records.extend(Record::parse(&self.line));
+                    (reached, lines) = (seq, lines + 1);
+                    batch.add(seq, &self.line, far);
                 }
                 Step::Skipped(next) => reached = next - 1,
                 Step::End => {
@@ -169,18 +169,18 @@ impl<'a> Feed<'a> {
                 }
             }
         }
-        for (record, together) in merged(records, far) {
+        for (record, together) in batch.entries {
             if !self.send(&record, together, until) {
                 // Sent again from here next time.
                 self.follower = Follower::new(&self.inner.settings.dir, record.seq);
-                return Ok(());
+                return Ok(false);
             }
             if !far {
                 self.inner.journal.sent.store(record.seq, Ordering::Release);
             }
         }
         self.inner.journal.sent.store(reached, Ordering::Release);
-        Ok(())
+        Ok(true)
     }
 
     /// Sends one entry, however long journald takes; false when the daemon stops first.
@@ -203,6 +203,9 @@ impl<'a> Feed<'a> {
                 Sent::Away(why) => {
                     let path = self.inner.settings.journal_socket.display();
                     self.trouble(&format!("journald cannot be reached at {path}: {why}"));
+                    if self.inner.stopping.load(Ordering::SeqCst) {
+                        return false;
+                    }
                     thread::park_timeout(wait);
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
@@ -237,46 +240,54 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// What makes two reads equal: event, bot, secret, version, peer, second.
-type Same = (
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<Peer>,
-    String,
-);
+/// Records on their way to the journal.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<(Record, Option<Together>)>,
+    /// Where the first of some equal reads is.
+    first: HashMap<Vec<u8>, usize>,
+    same: Vec<u8>,
+}
 
-/// Equal allowed reads of one second as one, where journald is `far` behind; else each for itself.
-fn merged(records: Vec<Record>, far: bool) -> Vec<(Record, Option<Together>)> {
-    let mut out: Vec<(Record, Option<Together>)> = Vec::with_capacity(records.len());
-    let mut first: HashMap<Same, usize> = HashMap::new();
-    for record in records {
-        if !far || record.event != "secret.read" || record.decision != "allow" {
-            out.push((record, None));
-            continue;
-        }
-        let second = record.time.get(..19).unwrap_or_default().to_owned();
-        let (bot, secret) = (record.bot.clone(), record.secret.clone());
-        let same = (
-            bot,
-            secret,
-            record.version.clone(),
-            record.peer.clone(),
-            second,
-        );
-        let at = *first.entry(same).or_insert(out.len());
-        match out.get_mut(at) {
-            Some((_, together)) => {
+impl Batch {
+    /// Adds a record; with `merge`, one that equals an allowed read of the same second only counts there.
+    fn add(&mut self, seq: u64, line: &[u8], merge: bool) {
+        if merge && what_is_same(&mut self.same, line) {
+            let known = self
+                .first
+                .get(&self.same)
+                .and_then(|at| self.entries.get_mut(*at));
+            if let Some((_, together)) = known {
                 let count = together.map_or(1, |together| together.count) + 1;
-                *together = Some(Together {
-                    count,
-                    last: record.seq,
-                });
+                *together = Some(Together { count, last: seq });
+                return;
             }
-            None => out.push((record, None)),
+            self.first.insert(self.same.clone(), self.entries.len());
         }
+        self.entries
+            .extend(Record::parse(line).map(|record| (record, None)));
     }
-    out
+}
+
+/// What equal allowed reads of one second have in common, as bytes; false for any other record.
+///
+/// A quote inside a JSON string is escaped, so these keys are found nowhere but where they belong.
+fn what_is_same(out: &mut Vec<u8>, line: &[u8]) -> bool {
+    let find = |what: &[u8]| line.windows(what.len()).position(|window| window == what);
+    let read = find(br#","event":"secret.read","decision":"allow","#);
+    let (Some(from), Some(to), Some(time)) =
+        (read, find(br#","request_id":"#), find(br#","time":""#))
+    else {
+        return false;
+    };
+    let second = line.get(time..time + br#","time":"2026-01-02T03:04:05"#.len());
+    let (Some(second), Some(rest)) = (second, line.get(from..to)) else {
+        return false;
+    };
+    out.clear();
+    out.extend_from_slice(second);
+    out.extend_from_slice(rest);
+    true
 }
 
 const CURSOR: &str = "journal.cursor";
@@ -311,33 +322,54 @@ pub(super) fn ahead(sent: u64, head: Head) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::line;
+    use super::super::render::{Clock, Now, record};
+    use super::super::{Entry, Event, Verdict};
     use super::*;
 
-    fn read(seq: u64, secret: &str, time: &str, decision: &str) -> Record {
-        let mut record = Record::parse(&line(seq)).unwrap();
-        record.time = time.to_owned();
-        record.secret = Some(secret.to_owned());
-        record.decision = decision.to_owned();
-        record
+    fn read(seq: u64, secret: &str, time: &str, decision: Verdict) -> Vec<u8> {
+        let entry = Entry {
+            decision,
+            secret: Some(secret),
+            ..Entry::of(Event::SecretRead)
+        };
+        let head = Head {
+            seq: seq - 1,
+            ..Head::START
+        };
+        let now = Now {
+            wall: humantime::parse_rfc3339(time).unwrap(),
+            ..Now::read()
+        };
+        let mut line = Vec::new();
+        record(&mut line, &head, &entry, &mut Clock::new(), now);
+        line.pop();
+        line
     }
 
     #[test]
     fn only_equal_reads_of_one_second_are_told_together() {
         let (one, two) = ("2026-01-01T00:00:00.1Z", "2026-01-01T00:00:01.1Z");
-        let records = vec![
-            read(1, "a", one, "allow"),
-            read(2, "b", one, "allow"),
-            read(3, "a", one, "allow"),
-            read(4, "a", one, "deny"),
-            read(5, "a", two, "allow"),
-            read(6, "a", one, "allow"),
+        let records = [
+            (1, read(1, "a", one, Verdict::Allow)),
+            (2, read(2, "b", one, Verdict::Allow)),
+            (3, read(3, "a", one, Verdict::Allow)),
+            (4, read(4, "a", one, Verdict::Deny)),
+            (5, read(5, "a", two, Verdict::Allow)),
+            (6, read(6, "a", one, Verdict::Allow)),
         ];
-        let told: Vec<_> = merged(records.clone(), true)
-            .into_iter()
-            .map(|(record, together)| (record.seq, together.map(|t| (t.count, t.last))))
-            .collect();
-        assert_eq!(told, [(1, Some((3, 6))), (2, None), (4, None), (5, None)]);
-        assert_eq!(merged(records, false).len(), 6);
+        let told = |merge| {
+            let mut batch = Batch::default();
+            for (seq, line) in &records {
+                batch.add(*seq, line, merge);
+            }
+            let told = batch.entries.into_iter();
+            told.map(|(r, t)| (r.seq, t.map(|t| (t.count, t.last))))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(true),
+            [(1, Some((3, 6))), (2, None), (4, None), (5, None)]
+        );
+        assert_eq!(told(false).len(), 6);
     }
 }

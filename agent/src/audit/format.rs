@@ -104,6 +104,7 @@ mod tests {
     #[test]
     fn nothing_reaches_the_terminal_raw() {
         let mut record = Record::parse(&line(7)).unwrap();
+        record.decision = "deny".to_owned();
         record.secret = Some("x\x1b]0;owned\x07\u{9b}31m\u{202e}\n".to_owned());
         record.rule = Some("\x1b[2J".to_owned());
         record.request_id = Some("\r".to_owned());
@@ -111,6 +112,10 @@ mod tests {
         assert!(!shown.chars().any(char::is_control), "{shown:?}");
         assert!(!shown.contains('\u{202e}') && shown.contains("\\u{1b}]0;owned"));
         let coloured = format_line(&record, true);
-        assert_eq!(coloured.matches('\x1b').count(), 2);
+        assert_eq!(
+            coloured.matches('\x1b').count(),
+            2,
+            "only our own: {coloured:?}"
+        );
     }
 }

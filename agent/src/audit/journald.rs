@@ -1,4 +1,4 @@
-//! journald's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): the bytes of an entry, and its socket.
+//! The native protocol of journald (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>): the bytes of an entry, and its socket.
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -218,7 +218,8 @@ pub(super) mod tests {
                 ));
                 entry = &rest[1..];
             } else {
-                let len = u64::from_le_bytes(rest[1..9].try_into().unwrap()) as usize;
+                let len =
+                    usize::try_from(u64::from_le_bytes(rest[1..9].try_into().unwrap())).unwrap();
                 fields.push((
                     String::from_utf8(line.to_vec()).unwrap(),
                     rest[9..9 + len].to_vec(),

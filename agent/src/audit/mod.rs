@@ -3,8 +3,12 @@
 //! [`Log::keep`] is the only way to a [`Receipt`], and no value is given out without one. The segments are
 //! the record of truth; journald is fed from them, behind the requests. docs/audit-format.md has the bytes.
 //!
-//! `chain`, `render`, `flood` and `verify` are pure; `segment` writes one file, `log` is what requests see,
-//! `keeper` watches and repairs, `archive` closes and expires, `feed` and `journald` tell the journal.
+//! `chain`, `render`, `flood` and `verify` are pure; `log` is what requests see, `writer` makes records of
+//! entries, `segment` is the file; `keeper` watches and `repair`s, `archive` closes and expires, `feed` and
+//! `journald` tell the journal.
+
+// A test may fail by a panic.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod archive;
 mod chain;
@@ -22,10 +26,12 @@ mod query;
 mod record;
 mod recover;
 mod render;
+mod repair;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,7 +86,7 @@ impl Settings {
             sync: Sync::Second,
             segment: 64 << 20,
             keep: 4 << 30,
-            keep_for: Duration::from_hours(90 * 24),
+            keep_for: Duration::from_secs(90 * 24 * 60 * 60),
             on_failure: OnFailure::Deny,
             mapped: true,
         }

@@ -95,9 +95,24 @@ impl Record {
     /// What its event adds to the keys of every record.
     #[must_use]
     pub fn extra(&self) -> Map<String, Value> {
+        if self.is_plain() {
+            return Map::new();
+        }
         let mut all: Map<String, Value> = serde_json::from_str(&self.line).unwrap_or_default();
         all.retain(|key, _| !KEYS.contains(&key.as_str()));
         all
+    }
+
+    /// Whether nothing stands between the request id and the hash before: most records are so.
+    fn is_plain(&self) -> bool {
+        let id = match &self.request_id {
+            Some(id) => format!("\"{id}\""),
+            None => "null".to_owned(),
+        };
+        self.line.contains(&format!(
+            ",\"request_id\":{id},\"prev\":\"{}\",\"hash\"",
+            self.prev
+        ))
     }
 
     /// When, on the wall clock.

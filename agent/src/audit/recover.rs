@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::chain::{Head, Link};
 use super::files::{Kind, Lines, SegmentFile, Tail, broken_path, plain_path, segments};
-use super::keeper::put_aside;
-use super::log::Down;
 use super::record::time_of;
 use super::render::extra;
+use super::repair::put_aside;
 use super::segment::{Failure, Mark, Segment};
+use super::writer::Down;
 use super::{AuditError, Settings};
 
 /// Where the log goes on.

@@ -23,7 +23,7 @@ const LEAST: u64 = 4096;
 /// How much is mapped at once: little counts as resident, and few records pay for a new window.
 const WINDOW: usize = 1024 * 1024;
 /// A segment is closed when it is this old.
-const MAX_AGE: Duration = Duration::from_hours(24);
+const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a record cannot be kept where it should be.
 #[derive(Debug)]
@@ -212,6 +212,18 @@ impl Segment {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is space again, after there was none.
+    pub(super) fn find_room(&mut self) -> Result<(), Failure> {
+        const SOME: [u8; 4096] = [0; 4096];
+        if self.mapped {
+            return self.make_room(SOME.len());
+        }
+        // Only writing tells; zeros at the end are no record, should we be killed here.
+        self.write(&SOME)?;
+        let fail = |why| Failure::from("cut", &self.path, why);
+        self.file.set_len(self.pos).map_err(fail)
     }
 
     fn reserve(&mut self, len: usize) -> Result<(), Failure> {

@@ -183,9 +183,9 @@ impl Verifier {
     }
 
     /// The next line.
-    pub fn line(&mut self, line: &[u8]) {
+    pub fn line(&mut self, bytes: &[u8]) {
         self.at.line += 1;
-        let Some(link) = Link::read(line) else {
+        let Some(link) = Link::read(bytes) else {
             self.bad(self.expected(), Why::NotARecord);
             self.lost = true;
             return;
@@ -208,7 +208,7 @@ impl Verifier {
         }
         if self.follows(&link) {
             self.head = Some((link.head(), self.at.clone()));
-            self.note(line);
+            self.note(bytes);
         }
         if self
             .pinned

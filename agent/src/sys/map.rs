@@ -119,6 +119,7 @@ pub fn monotonic() -> Duration {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;

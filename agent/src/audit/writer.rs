@@ -1,0 +1,216 @@
+//! Where records go: the state behind the log, and how an entry becomes a record in the segment.
+
+use std::fmt;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::EventFd;
+
+use super::archive::Job;
+use super::chain::Head;
+use super::entry::Entry;
+use super::event::Event;
+use super::feed::{Bell, Journal};
+use super::files::{MAX_LINE, plain_path};
+use super::flood::Floods;
+use super::render::{Clock, Now, extra, record};
+use super::segment::{Change, Failure, Mark, Segment};
+use super::{Settings, Unavailable};
+
+/// What requests and the background threads share.
+pub(super) struct Inner {
+    pub settings: Settings,
+    pub writer: Mutex<Writer>,
+    /// Held while syncing: whoever waits for it finds that the sync before did its work too.
+    pub syncing: Mutex<()>,
+    /// Held while segment files are renamed or deleted by one thread that another creates.
+    pub names: Mutex<()>,
+    pub floods: Mutex<Floods>,
+    pub head: AtomicU64,
+    pub synced: AtomicU64,
+    pub stopping: AtomicBool,
+    pub alarm: EventFd,
+    pub bell: Bell,
+    pub journal: Journal,
+    pub counters: Counters,
+    pub last_error: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub closed_segments: AtomicU64,
+    pub closed_bytes: AtomicU64,
+    pub refused: AtomicU64,
+    pub unrecorded: AtomicU64,
+    pub syncs: AtomicU64,
+}
+
+/// Where the next record goes.
+pub(super) struct Writer {
+    pub segment: Segment,
+    pub head: Head,
+    /// Closed segments that are not known to be on disk, oldest first.
+    pub pending: Vec<Part>,
+    /// Whether a segment was created that the folder on disk may not list yet.
+    pub created: bool,
+    pub down: Option<Down>,
+    pub archive: Sender<Job>,
+    pub line: Vec<u8>,
+    pub clock: Clock,
+}
+
+/// The part of a segment that is not known to be on disk.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub file: Arc<File>,
+    pub from: Mark,
+    pub end: Mark,
+}
+
+/// Why no record can be kept now.
+#[derive(Clone, Debug)]
+pub(super) enum Down {
+    Full(String),
+    Broken(String),
+    Changed(Change),
+    Closed,
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(why) => write!(f, "the disk of the audit folder is full: {why}"),
+            Self::Broken(why) => f.write_str(why),
+            Self::Changed(Change::Name(what) | Change::Content(what)) => {
+                write!(f, "someone changed the audit segment: {what}")
+            }
+            Self::Closed => f.write_str("the audit log is closed"),
+        }
+    }
+}
+
+impl From<Failure> for Down {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Full(why) => Self::Full(why.to_string()),
+            Failure::Broken(what) => Self::Broken(what),
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn writer(&self) -> MutexGuard<'_, Writer> {
+        held(&self.writer)
+    }
+
+    /// Appends a record unless the log is down.
+    pub(super) fn append(&self, entry: &Entry<'_>) -> Result<u64, Unavailable> {
+        let mut writer = self.writer();
+        if let Some(down) = &writer.down {
+            return Err(Unavailable(down.to_string()));
+        }
+        match writer.put(entry, &self.settings) {
+            Ok(seq) => {
+                self.head.store(seq, Ordering::Release);
+                drop(writer);
+                self.bell.ring();
+                Ok(seq)
+            }
+            Err(down) => {
+                let why = Unavailable(down.to_string());
+                self.fail(&mut writer, down);
+                Err(why)
+            }
+        }
+    }
+
+    /// Stops service until the keeper has repaired it.
+    pub(super) fn fail(&self, writer: &mut Writer, down: Down) {
+        *held(&self.last_error) = Some(down.to_string());
+        tracing::error!(why = %down, "no audit record can be kept");
+        writer.down = Some(down);
+        self.raise_alarm();
+    }
+
+    /// Wakes the keeper.
+    pub(super) fn raise_alarm(&self) {
+        // It fails only where the counter is full, and then the keeper is awake.
+        let _ = self.alarm.write(1);
+    }
+
+    /// Records what was counted of floods, if anything.
+    pub(super) fn tell_floods(&self) {
+        if self.writer().down.is_some() {
+            return;
+        }
+        let Some(floods) = held(&self.floods).take() else {
+            return;
+        };
+        let members = extra(&[("floods", floods)]);
+        let entry = Entry {
+            extra: Some(&members),
+            ..Entry::of(Event::AlertFlood)
+        };
+        if let Err(why) = self.append(&entry) {
+            tracing::warn!(%why, %members, "a flood of denials was not recorded");
+        }
+    }
+}
+
+impl Writer {
+    /// Renders the entry as the next record and puts it into the segment.
+    pub(super) fn put(&mut self, entry: &Entry<'_>, settings: &Settings) -> Result<u64, Down> {
+        let now = Now::read();
+        let mut hash = record(&mut self.line, &self.head, entry, &mut self.clock, now);
+        if self.line.len() > MAX_LINE {
+            let short = Entry {
+                extra: Some("\"too_long\":true"),
+                ..*entry
+            };
+            hash = record(&mut self.line, &self.head, &short, &mut self.clock, now);
+        }
+        if self.segment.is_due(self.line.len(), now.mono) {
+            self.switch(settings)?;
+        }
+        self.segment.append(&self.line)?;
+        self.head = Head {
+            seq: self.head.seq + 1,
+            hash,
+        };
+        Ok(self.head.seq)
+    }
+
+    /// Ends the archive's thread.
+    pub(super) fn stop_archive(&self) {
+        let _ = self.archive.send(Job::Stop);
+    }
+
+    /// Closes the segment and starts the next one.
+    pub(super) fn switch(&mut self, settings: &Settings) -> Result<(), Failure> {
+        let path = plain_path(&settings.dir, self.head.seq + 1);
+        let next = Segment::create(&path, self.head, settings.segment, settings.mapped)?;
+        let old = std::mem::replace(&mut self.segment, next);
+        self.created = true;
+        let _ = self.archive.send(Job::Closed {
+            file: old.file.clone(),
+            len: old.pos,
+        });
+        let end = Mark {
+            offset: old.pos,
+            head: self.head,
+        };
+        self.pending.push(Part {
+            file: old.file,
+            from: old.synced,
+            end,
+        });
+        Ok(())
+    }
+}
+
+/// Locks whatever a panicking thread left: the state is changed only by whole steps.
+pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
