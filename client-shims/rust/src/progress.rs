@@ -130,7 +130,7 @@ fn backoff(failures: u32, chance: u64) -> Duration {
         .saturating_mul(1 << failures.min(10))
         .min(LONGEST_PAUSE);
     let thousandths = u32::try_from(chance % 500).unwrap_or(0);
-    pause - pause / 1000 * thousandths
+    pause.saturating_sub(pause / 1000 * thousandths)
 }
 
 fn chance() -> u64 {

@@ -76,10 +76,10 @@ pub(crate) fn whoami(reply: Reply) -> Result<Whoami, Error> {
 
 /// Health is told with 503 as well.
 pub(crate) fn health(reply: Reply) -> Result<Health, Error> {
-    if reply.head.status == 503 {
-        if let Ok(health) = plain(&reply) {
-            return Ok(health);
-        }
+    if reply.head.status == 503
+        && let Ok(health) = plain(&reply)
+    {
+        return Ok(health);
     }
     plain(&good(reply)?)
 }

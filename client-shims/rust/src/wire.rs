@@ -52,7 +52,7 @@ pub(crate) enum Step {
 }
 
 /// Why an answer could not be read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// The connection ended before the answer did.
     Closed,
