@@ -98,10 +98,8 @@ mod tests {
         fn what_was_framed_is_read_in_pieces_of_any_size(
             parts in proptest::collection::vec("[a-z]{1,40}", 0..6), piece in 1..50_usize
         ) {
-            let mut bytes = String::new();
-            for part in &parts {
-                bytes += &format!("{:x}\r\n{part}\r\n", part.len());
-            }
+            let frame = |part: &String| format!("{:x}\r\n{part}\r\n", part.len());
+            let mut bytes = parts.iter().map(frame).collect::<Vec<_>>().concat();
             let (body, over) = decode(bytes.as_bytes(), piece).unwrap();
             prop_assert!(!over);
             prop_assert!(body == parts.concat().as_bytes());

@@ -20,6 +20,7 @@ mod chunks;
 mod error;
 mod events;
 mod exchange;
+mod head;
 mod json;
 mod progress;
 mod reply;

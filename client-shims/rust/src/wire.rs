@@ -3,37 +3,14 @@
 //! Strict and bounded: an answer that a Keyhatch agent would not give (RFC 9112) is an error, and the
 //! connection it came on is not used again. Every buffer here may hold a value and is wiped.
 
-use std::time::Duration;
-
-use keyhatch_protocol::VERSION_HEADER;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::chunks::Chunks;
 use crate::events::Events;
+use crate::head::{Head, Length, parse_head};
 
 /// The most bytes of a status line and its headers.
 const MAX_HEAD: usize = 8 * 1024;
-/// The most headers of an answer.
-const MAX_HEADERS: usize = 64;
-
-/// What an answer says before its body.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Head {
-    pub status: u16,
-    /// Of a raw value.
-    pub version: Option<String>,
-    pub retry_after: Option<Duration>,
-    /// The server will close the connection.
-    pub close: bool,
-    events: bool,
-    length: Length,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Length {
-    Known(usize),
-    Chunked,
-}
 
 /// A whole answer.
 pub(crate) struct Reply {
@@ -207,82 +184,11 @@ fn append(body: &mut Zeroizing<Vec<u8>>, piece: &[u8]) {
     body.extend_from_slice(piece);
 }
 
-/// The head in `bytes` and its length; `None` where it is not all there yet.
-fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Broken> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    let end = match response.parse(bytes) {
-        Ok(httparse::Status::Complete(end)) => end,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(Broken::Malformed("not an HTTP answer")),
-    };
-    let status = response.code.unwrap_or(0);
-    if response.version != Some(1) || !(200..600).contains(&status) {
-        return Err(Broken::Malformed("not an HTTP/1.1 answer"));
-    }
-    let mut head = Head {
-        status,
-        version: None,
-        retry_after: None,
-        close: false,
-        events: false,
-        length: Length::Known(0),
-    };
-    let mut length = None;
-    for header in response.headers.iter() {
-        let Some(framing) = head.take(header)? else {
-            continue;
-        };
-        if length.replace(framing).is_some() {
-            return Err(Broken::Malformed("its length is given twice"));
-        }
-    }
-    head.length = match (status, length) {
-        // RFC 9110, section 15.4.5: a length here is that of the body which is not sent.
-        (204 | 304, _) => Length::Known(0),
-        (_, Some(length)) => length,
-        (_, None) => return Err(Broken::Malformed("its length is not given")),
-    };
-    Ok(Some((head, end)))
-}
-
-impl Head {
-    /// Notes one header; answers the length of the body where it gives one.
-    fn take(&mut self, header: &httparse::Header<'_>) -> Result<Option<Length>, Broken> {
-        let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-        let text = std::str::from_utf8(header.value).map(str::trim).ok();
-        if is("content-length") {
-            return match text.filter(|text| text.bytes().all(|digit| digit.is_ascii_digit())) {
-                Some(text) => match text.parse() {
-                    Ok(length) => Ok(Some(Length::Known(length))),
-                    Err(_) => Err(Broken::Malformed("its length is no number")),
-                },
-                None => Err(Broken::Malformed("its length is no number")),
-            };
-        }
-        if is("transfer-encoding") {
-            return match text {
-                Some(text) if text.eq_ignore_ascii_case("chunked") => Ok(Some(Length::Chunked)),
-                _ => Err(Broken::Malformed("its transfer encoding is unknown")),
-            };
-        }
-        let Some(text) = text else { return Ok(None) };
-        if is(VERSION_HEADER) {
-            self.version = Some(text.into());
-        } else if is("retry-after") {
-            self.retry_after = text.parse().ok().map(Duration::from_secs);
-        } else if is("connection") {
-            self.close |= text.eq_ignore_ascii_case("close");
-        } else if is("content-type") {
-            self.events = text.starts_with("text/event-stream");
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -349,36 +255,17 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_would_not_send_is_refused() {
-        for head in [
-            "HTTP/1.0 200 OK\r\nContent-Length: 0",
-            "HTTP/1.1 100 Continue\r\nContent-Length: 0",
-            "HTTP/1.1 200 OK\r\nX: no length",
-            "HTTP/1.1 200 OK\r\nContent-Length: +1",
-            "HTTP/1.1 200 OK\r\nContent-Length: ",
-            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999",
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked",
-            "SSH-2.0-OpenSSH",
-        ] {
-            let bytes = format!("{head}\r\n\r\n");
-            let refused = matches!(read(bytes.as_bytes(), 4096, 8), Err(Broken::Malformed(_)));
-            assert!(refused, "{head}");
-        }
-        let too_long = [VALUE, b"x"].concat();
-        assert!(matches!(
-            read(&too_long, 4096, 8),
-            Err(Broken::Malformed(_))
-        ));
-        let endless = [b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'x'; MAX_HEAD]].concat();
-        assert!(matches!(read(&endless, 999, 8), Err(Broken::Malformed(_))));
+    fn more_bytes_than_the_answer_has_are_refused() {
+        let bytes = [VALUE, b"x"].concat();
+        assert!(matches!(read(&bytes, 4096, 8), Err(Broken::Malformed(_))));
+        let bytes = [CHUNKED, b"x"].concat();
+        assert!(matches!(read(&bytes, 4096, 8), Err(Broken::Malformed(_))));
     }
 
     #[test]
-    fn a_not_modified_answer_has_no_body_whatever_it_says() {
-        let bytes = b"HTTP/1.1 304 Not Modified\r\nContent-Length: 8\r\n\r\n";
-        assert!(read(bytes, 4096, 8).unwrap().unwrap().body.is_empty());
+    fn a_head_without_end_is_refused() {
+        let bytes = [b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'x'; MAX_HEAD]].concat();
+        assert!(matches!(read(&bytes, 999, 8), Err(Broken::Malformed(_))));
     }
 
     #[test]

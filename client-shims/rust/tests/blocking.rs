@@ -115,12 +115,13 @@ fn a_batch_is_asked_for_in_parts_of_a_hundred() {
 
 #[test]
 fn a_long_poll_gives_the_new_value_or_nothing() {
-    let agent = Fake::start(
-        |_, _, request| match request.contains("If-None-Match: \"1\"") {
-            true => Answer::Send(value("2", "CANARY-2")),
-            false => Answer::Send("HTTP/1.1 304 Not Modified\r\n\r\n".into()),
-        },
-    );
+    let agent = Fake::start(|_, _, request| {
+        if request.contains("If-None-Match: \"1\"") {
+            Answer::Send(value("2", "CANARY-2"))
+        } else {
+            Answer::Send("HTTP/1.1 304 Not Modified\r\n\r\n".into())
+        }
+    });
     let client = Client::at(&agent.path);
     let changed = client
         .wait_for_change("a", "1", Duration::from_secs(60))

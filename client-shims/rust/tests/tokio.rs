@@ -39,9 +39,12 @@ fn a_connection_is_kept_and_one_that_was_closed_is_replaced_once() {
 
 #[test]
 fn errors_have_their_type() {
-    let agent = Fake::start(|_, _, request| match request.contains("/v1/health") {
-        true => Answer::Hold(String::new()),
-        false => Answer::Send(problem(429, "rate_limited")),
+    let agent = Fake::start(|_, _, request| {
+        if request.contains("/v1/health") {
+            Answer::Hold(String::new())
+        } else {
+            Answer::Send(problem(429, "rate_limited"))
+        }
     });
     run(async {
         let client = Client::at(&agent.path).timeout(Duration::from_millis(20));
@@ -79,12 +82,16 @@ fn a_call_that_was_dropped_leaves_no_answer_for_the_next() {
 
 #[test]
 fn lists_and_long_polls_are_answered() {
-    let agent = Fake::start(|_, _, request| match request.contains("Prefer") {
-        true => Answer::Send(value("2", "CANARY-2")),
-        false => Answer::Send(ok(
-            "",
-            r#"{"secrets":[{"name":"b","version":"1"}],"next":null}"#,
-        )),
+    let list = ok(
+        "",
+        r#"{"secrets":[{"name":"b","version":"1"}],"next":null}"#,
+    );
+    let agent = Fake::start(move |_, _, request| {
+        if request.contains("Prefer") {
+            Answer::Send(value("2", "CANARY-2"))
+        } else {
+            Answer::Send(list.clone())
+        }
     });
     run(async {
         let client = Client::at(&agent.path);

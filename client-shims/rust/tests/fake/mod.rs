@@ -40,7 +40,7 @@ impl Fake {
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let (answer, noted, stream) = (answer.clone(), noted.clone(), stream.unwrap());
-                thread::spawn(move || serve(connection, stream, &*answer, &noted));
+                thread::spawn(move || serve(connection, &stream, &*answer, &noted));
             }
         });
         Self { path, folder, seen }
@@ -59,11 +59,11 @@ impl Drop for Fake {
 
 fn serve(
     connection: usize,
-    stream: UnixStream,
+    mut stream: &UnixStream,
     answer: &dyn Fn(usize, usize, &str) -> Answer,
     seen: &Mutex<Vec<Seen>>,
 ) {
-    let mut reader = BufReader::new(&stream);
+    let mut reader = BufReader::new(stream);
     for number in 0.. {
         let Some(request) = read(&mut reader) else {
             return;
@@ -73,12 +73,12 @@ fn serve(
             Answer::Send(bytes) => (bytes, false),
             Answer::Last(bytes) => (bytes, true),
             Answer::Hold(bytes) => {
-                let _ = (&stream).write_all(bytes.as_bytes());
+                let _ = stream.write_all(bytes.as_bytes());
                 let _ = read(&mut reader);
                 return;
             }
         };
-        if (&stream).write_all(bytes.as_bytes()).is_err() || close {
+        if stream.write_all(bytes.as_bytes()).is_err() || close {
             return;
         }
     }
@@ -119,14 +119,13 @@ pub fn problem(status: u16, code: &str) -> String {
 
 /// The beginning of an event stream, with these events: id, kind and version of the secret `a`.
 pub fn stream(events: &[(&str, &str, &str)]) -> String {
-    let mut text = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
-        Transfer-Encoding: chunked\r\n\r\n3\r\n:\n\n\r\n"
-        .to_string();
-    for (id, kind, version) in events {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+        Transfer-Encoding: chunked\r\n\r\n3\r\n:\n\n\r\n";
+    let chunk = |(id, kind, version): &(&str, &str, &str)| {
         let event = format!(
             "id: {id}\nevent: {kind}\ndata: {{\"name\":\"a\",\"version\":\"{version}\"}}\n\n"
         );
-        text += &format!("{:x}\r\n{event}\r\n", event.len());
-    }
-    text
+        format!("{:x}\r\n{event}\r\n", event.len())
+    };
+    head.to_string() + &events.iter().map(chunk).collect::<Vec<_>>().concat()
 }
