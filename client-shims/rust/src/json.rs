@@ -114,6 +114,22 @@ mod tests {
     }
 
     #[test]
+    fn two_units_make_one_character() {
+        assert_eq!(
+            string(r#""\ud83d\ude00""#).unwrap().as_slice(),
+            "\u{1f600}".as_bytes()
+        );
+        for lone in [
+            r#""\ud83d""#,
+            r#""\ude00\ud83d""#,
+            r#""\ud83d\n""#,
+            r#""\u+123""#,
+        ] {
+            assert!(string(lone).is_none(), "{lone}");
+        }
+    }
+
+    #[test]
     fn fields_of_any_kind() {
         let object = br#" {"user":"bot","pa\u0073s":"x\ny","port":5432,"tls":{"ca":null}} "#;
         assert_eq!(field(object, "user").unwrap().as_slice(), b"bot");

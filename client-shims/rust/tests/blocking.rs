@@ -36,6 +36,18 @@ fn a_connection_is_kept_and_one_that_was_closed_is_replaced_once() {
 }
 
 #[test]
+fn a_kept_connection_that_closes_under_the_request_is_replaced_too() {
+    let agent = Fake::start(|connection, number, _| match (connection, number) {
+        (0, 1) => Answer::Last(String::new()),
+        _ => Answer::Send(value("1", "CANARY-1")),
+    });
+    let client = Client::at(&agent.path);
+    client.get("a").unwrap();
+    client.get("a").unwrap();
+    assert_eq!(agent.seen().len(), 3);
+}
+
+#[test]
 fn a_new_connection_that_is_closed_unanswered_is_an_error_at_once() {
     let agent = Fake::start(|_, _, _| Answer::Last(String::new()));
     let error = Client::at(&agent.path).get("a").unwrap_err();
