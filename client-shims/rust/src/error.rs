@@ -43,8 +43,8 @@ pub enum Error {
     Failed(Reason),
     /// What listens at the socket is not the agent's user, so nothing was sent to it.
     #[error(
-        "the server at {socket} runs as uid {uid}, which is neither root, nor you, nor the owner of the socket's folder: \
-         nothing was sent to it"
+        "the server at {socket} runs as uid {uid} and is not trusted, so nothing was sent to it: \
+         name the socket of an agent that runs as root, as you, or as the owner of the socket's folder"
     )]
     Refused {
         /// The socket.
