@@ -1,1 +1,17 @@
-//! stub
+//! The Keyhatch agent: who asks, what it may have, where the value lives, and the record that it happened.
+//!
+//! A request goes one way, and each step hands the next a type that only it can make:
+//! `identity::Peer`, `policy::Decision`, `audit::Receipt`, `cache::Lease`.
+
+pub mod api;
+pub mod audit;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod files;
+pub mod identity;
+pub mod policy;
+pub mod sources;
+pub mod store;
+pub mod sys;

@@ -1,0 +1,292 @@
+//! The operators' socket: status, reload, seal, unseal, metrics and the store verbs.
+//!
+//! Anyone may connect; the kernel says who asks, and only root, the daemon's own user and the configured
+//! admins are answered. No request here ever gives a value out.
+
+use std::convert::Infallible;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use keyhatch_protocol::{Code, percent_decode};
+use nix::unistd::{Group, User, geteuid};
+use serde_json::{Value as Json, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::answer::{self, Answer};
+use super::context::Context;
+use super::id::RequestId;
+use super::server::Server;
+use super::{metrics, store_verbs};
+use crate::audit::{Entry, Event, Facts, Verdict, Who};
+use crate::config::Admin;
+use crate::identity::Peer;
+use crate::sources::{Asked, KeeperError};
+use crate::store::Actor;
+
+/// The largest body: an import of many values.
+const LARGEST_BODY: usize = 256 << 20;
+
+/// How long a request may take to arrive whole.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// How long the last answers that hold a value may take to end when the agent is sealed.
+const WIPE_TIME: Duration = Duration::from_secs(1);
+
+/// Asks the daemon to read its configuration anew; the answer is what was refused.
+pub type Reload = oneshot::Sender<Result<(), Vec<String>>>;
+
+/// The operators' side of the daemon.
+pub struct AdminServer {
+    /// What the bots' side shares.
+    pub context: Arc<Context>,
+    /// The bots' server.
+    pub server: Arc<Server>,
+    /// The keeper of the sources.
+    pub keeper: Mutex<Sender<Asked>>,
+    /// The daemon's main loop.
+    pub reload: mpsc::Sender<Reload>,
+    /// Who is answered besides root and the daemon's user.
+    pub admins: ArcSwap<Vec<Admin>>,
+    /// What `status` says about the daemon itself.
+    pub about: Json,
+}
+
+/// A request that was allowed, and who made it.
+pub struct Operator {
+    /// For the record of a store.
+    pub actor: Actor,
+    who: Who,
+}
+
+impl AdminServer {
+    /// Accepts until the process ends.
+    pub async fn accept(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(Arc::clone(&self).serve(stream));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "an admin connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: UnixStream) {
+        let Ok(peer) = Peer::identify(&stream, self.context.kernel) else { return };
+        let admins = self.admins.load_full();
+        let peer = Arc::new(peer);
+        let asked = Arc::clone(&peer);
+        let allowed = tokio::task::spawn_blocking(move || is_admin(&asked, &admins)).await;
+        let allowed = allowed.unwrap_or(false);
+        let operator = Arc::new(operator(&peer));
+        let service = service_fn(|request| {
+            let (admin, operator, peer) = (Arc::clone(&self), Arc::clone(&operator), Arc::clone(&peer));
+            async move {
+                let id = admin.context.ids.next();
+                let allowed = allowed && !peer.is_gone();
+                Ok::<Answer, Infallible>(admin.answer(&operator, allowed, id, request).await)
+            }
+        });
+        let http = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        // The operator's end of the connection says what went wrong.
+        let _ = http.await;
+    }
+
+    async fn answer(
+        &self,
+        operator: &Operator,
+        allowed: bool,
+        id: RequestId,
+        request: Request<Incoming>,
+    ) -> Answer {
+        if !allowed {
+            let refused = self.record(Event::AdminDenied, Verdict::Deny, operator, &id);
+            let code = if refused { Code::Denied } else { Code::AuditUnavailable };
+            return answer::problem(code, &id, Some("only root, the daemon's user and [agent].admins may ask here"));
+        }
+        let path = request.uri().path().to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "/v1/status") => answer::document(StatusCode::OK, &self.status()),
+            (&Method::GET, "/v1/metrics") => answer::text(metrics::KIND, metrics::render(&self.context)),
+            (&Method::POST, "/v1/reload") => self.recorded(Event::AdminReloaded, operator, id, self.reload(id)).await,
+            (&Method::POST, "/v1/seal") => self.recorded(Event::AdminSealed, operator, id, self.seal()).await,
+            (&Method::POST, "/v1/unseal") => self.recorded(Event::AdminUnsealed, operator, id, self.unseal()).await,
+            (_, path) if path.starts_with("/v1/store/") => self.store(operator, id, request).await,
+            _ => answer::problem(Code::BadRequest, &id, Some("no such admin request")),
+        }
+    }
+
+    /// Does what an operator asked, once the record of it is kept.
+    async fn recorded(
+        &self,
+        event: Event,
+        operator: &Operator,
+        id: RequestId,
+        act: impl Future<Output = Answer>,
+    ) -> Answer {
+        // Sealing is the panic button: it works without a record, too.
+        if self.record(event, Verdict::Allow, operator, &id) || event == Event::AdminSealed {
+            return act.await;
+        }
+        answer::problem(Code::AuditUnavailable, &id, None)
+    }
+
+    fn record(&self, event: Event, decision: Verdict, operator: &Operator, id: &RequestId) -> bool {
+        let entry = Entry {
+            decision,
+            who: Some(&operator.who),
+            surface: "admin",
+            request_id: Some(id.as_str()),
+            ..Entry::of(event)
+        };
+        self.context.audit.keep(&entry).is_ok()
+    }
+
+    fn status(&self) -> Json {
+        let context = &self.context;
+        let arena = context.cache.arena();
+        let audit = context.audit.stats();
+        let sources: Vec<Json> = context.sources.all_by_name().iter().map(|(name, state)| json!({
+            "name": &**name, "loaded": state.loaded, "trouble": state.trouble, "secrets": state.secrets,
+            "generation": state.generation, "last_success": state.last_success,
+        })).collect();
+        json!({
+            "agent": self.about,
+            "ready": context.status().reasons.is_empty(),
+            "reasons": context.status().reasons,
+            "missing": context.health.missing(),
+            "sealed": context.cache.is_sealed(),
+            "config_changed_on_disk": context.config_files.load().changed(),
+            "connections": context.limits.connections(),
+            "secret_memory": { "used": arena.used(), "size": arena.size() },
+            "sources": sources,
+            "audit": {
+                "seq": audit.seq, "trouble": context.audit.available().err(), "bytes": audit.bytes,
+                "journald_behind": audit.journal_behind, "journald_error": audit.journal_error,
+                "flooded": audit.flooded, "last_error": audit.last_error,
+            },
+        })
+    }
+
+    async fn reload(&self, id: RequestId) -> Answer {
+        let (reply, done) = oneshot::channel();
+        if self.reload.send(reply).await.is_err() {
+            return answer::problem(Code::Internal, &id, Some("the agent is stopping"));
+        }
+        match done.await {
+            Ok(Ok(())) => answer::document(StatusCode::OK, &json!({ "reloaded": true })),
+            Ok(Err(refused)) => {
+                answer::document(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "refused": refused }))
+            }
+            Err(_) => answer::problem(Code::Internal, &id, Some("the agent is stopping")),
+        }
+    }
+
+    async fn seal(&self) -> Answer {
+        let (reply, done) = oneshot::channel();
+        self.ask(Asked::Seal(reply));
+        let _ = done.await;
+        // Answers that wait for their reader still hold a value: end them, then it is wiped.
+        self.server.close_writers();
+        let arena = self.context.cache.arena();
+        let wiped = async {
+            while arena.used() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                self.server.close_writers();
+            }
+        };
+        let _ = timeout(WIPE_TIME, wiped).await;
+        // The panic button has done its work, recorded or not.
+        let _ = self.context.audit.keep(&Entry::of(Event::AgentSealed));
+        answer::document(StatusCode::OK, &json!({ "sealed": true, "secret_memory_used": arena.used() }))
+    }
+
+    async fn unseal(&self) -> Answer {
+        let (reply, done) = oneshot::channel();
+        self.ask(Asked::Unseal(reply));
+        let _ = done.await;
+        let _ = self.context.audit.keep(&Entry::of(Event::AgentUnsealed));
+        let reasons = self.context.status().reasons;
+        answer::document(StatusCode::OK, &json!({ "sealed": false, "reasons": reasons }))
+    }
+
+    async fn store(&self, operator: &Operator, id: RequestId, request: Request<Incoming>) -> Answer {
+        let verb = request.uri().path().trim_start_matches("/v1/store/").to_owned();
+        let query = parameters(request.uri().query().unwrap_or_default());
+        let body = Limited::new(request.into_body(), LARGEST_BODY).collect();
+        let Ok(Ok(body)) = timeout(BODY_TIME, body).await else {
+            return answer::problem(Code::BadRequest, &id, Some("the body is too large or did not arrive"));
+        };
+        let asked = match store_verbs::parse(&verb, &query, body.to_bytes()) {
+            Ok(asked) => asked,
+            Err(why) => return answer::problem(Code::BadRequest, &id, Some(&why)),
+        };
+        let (reply, done) = oneshot::channel();
+        self.ask(asked.into_command(operator.actor, reply));
+        match done.await {
+            Ok(Ok(done)) => answer::document(StatusCode::OK, &done),
+            Ok(Err(KeeperError::NotServing)) | Err(_) => answer::problem(Code::Sealed, &id, None),
+            Ok(Err(error)) => answer::problem(Code::BadRequest, &id, Some(&error.to_string())),
+        }
+    }
+
+    fn ask(&self, asked: Asked) {
+        // Where the keeper has ended, the reply's other end is dropped and the asker learns of it.
+        let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).send(asked);
+    }
+}
+
+fn parameters(query: &str) -> Vec<(String, String)> {
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .filter_map(|(key, value)| {
+            let value = percent_decode(value)?;
+            Some((key.to_owned(), String::from_utf8(value.into_owned()).ok()?))
+        })
+        .collect()
+}
+
+fn operator(peer: &Peer) -> Operator {
+    let facts = Facts {
+        pid: Some(peer.pid()),
+        uid: peer.uid(),
+        gid: peer.gid(),
+        exe: peer.exe().map(|exe| exe.as_os_str().as_bytes()),
+        unit: peer.unit(),
+        ..Facts::default()
+    };
+    let actor = Actor { uid: peer.uid().unwrap_or(u32::MAX), login_uid: peer.login_uid() };
+    Operator { actor, who: Who::new(&facts) }
+}
+
+/// Whether the peer is root, runs as the daemon's user, or is a configured admin.
+fn is_admin(peer: &Peer, admins: &[Admin]) -> bool {
+    let Some(uid) = peer.uid() else { return false };
+    if uid == 0 || uid == geteuid().as_raw() {
+        return true;
+    }
+    admins.iter().any(|admin| match admin {
+        Admin::User(name) => {
+            User::from_name(name).ok().flatten().is_some_and(|user| user.uid.as_raw() == uid)
+        }
+        Admin::Group(name) => Group::from_name(name).ok().flatten().is_some_and(|group| {
+            let gid = group.gid.as_raw();
+            peer.gid() == Some(gid) || peer.groups().contains(&gid)
+        }),
+    })
+}

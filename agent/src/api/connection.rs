@@ -1,0 +1,316 @@
+//! One peer's connection: who it is, and the one way from what it asks to a kept decision.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use keyhatch_protocol::{Action, Code, Name};
+
+use super::context::Context;
+use super::id::RequestId;
+use super::io::Stall;
+use super::limits::Connected;
+use crate::audit::{Entry, Event, Facts as RecordFacts, Receipt, Verdict, Who, extra};
+use crate::cache::Permit;
+use crate::identity::{Peer, Standing};
+use crate::policy::{BotMatch, Changeable, Decision, Facts, Policy, Reason, Refusal};
+
+/// A bot's connection. Only an accepted socket makes one, and a handler cannot be called without.
+pub struct Connection {
+    pub(super) context: Arc<Context>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) stall: Arc<Stall>,
+    pub(super) limits: Connected,
+    bound: Mutex<Arc<Bound>>,
+}
+
+/// A peer judged by one policy: which bot it is, and what its records have in common.
+pub struct Bound {
+    pub(super) policy: Arc<Policy>,
+    pub(super) found: BotMatch,
+    changeable: Changeable,
+    who: Who,
+    /// For the record of a peer that matches no bot: the nearest one and what differs.
+    nearest: Option<String>,
+    memo: Mutex<Vec<Memo>>,
+}
+
+/// A decision made before on this connection, under this policy.
+struct Memo {
+    action: Action,
+    name: Name,
+    decision: Decision,
+}
+
+/// How many decisions a connection remembers.
+const MEMO: usize = 16;
+
+/// One thing that a peer wants to do.
+pub struct Wish<'a> {
+    /// The event to record.
+    pub event: Event,
+    /// The action that needs a grant.
+    pub action: Action,
+    /// On which secret.
+    pub name: &'a Name,
+    /// The version it would get; `None` where the secret or version does not exist.
+    pub version: Option<&'a str>,
+    /// More members of the record.
+    pub extra: Option<&'static str>,
+}
+
+impl Connection {
+    /// Identifies who is at the other end and which bot that is.
+    pub async fn new(
+        context: Arc<Context>,
+        peer: Arc<Peer>,
+        stall: Arc<Stall>,
+        limits: Connected,
+    ) -> Self {
+        let bound = Mutex::new(Arc::new(bind(&context, &peer).await));
+        Self { context, peer, stall, limits, bound }
+    }
+
+    /// The judgement under the running policy, if it stands already.
+    pub fn bound_now(&self) -> Option<Arc<Bound>> {
+        let bound = Arc::clone(&self.bound.lock().unwrap_or_else(PoisonError::into_inner));
+        Arc::ptr_eq(&bound.policy, &self.context.policy.load()).then_some(bound)
+    }
+
+    /// The judgement under the running policy; looks names and programs up again after a reload.
+    pub async fn bound(&self) -> Arc<Bound> {
+        if let Some(bound) = self.bound_now() {
+            return bound;
+        }
+        let fresh = Arc::new(bind(&self.context, &self.peer).await);
+        *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
+        fresh
+    }
+
+    /// Decides one wish and keeps the record of it.
+    ///
+    /// # Errors
+    /// The code to answer with, where it is not granted or no record can be kept.
+    pub fn judge(&self, bound: &Bound, id: &RequestId, wish: &Wish<'_>) -> Result<Permit, Code> {
+        let decision = self.decide(bound, wish);
+        let receipt = self.keep(bound, id, wish, &decision)?;
+        let code = refusal(&decision);
+        Permit::new(&decision, receipt).ok_or(code)
+    }
+
+    /// Records a request that is over a limit.
+    pub fn limited(&self, bound: &Bound, id: &RequestId) {
+        let entry = Entry {
+            decision: Verdict::Deny,
+            reason: Some(Reason::Limited.as_str()),
+            who: Some(&bound.who),
+            surface: "native",
+            request_id: Some(id.as_str()),
+            ..Entry::of(Event::SecretRead)
+        };
+        self.context.counts.limited.fetch_add(1, Relaxed);
+        // It is refused either way.
+        let _ = self.context.audit.keep(&entry);
+    }
+
+    /// Decides and records a list: a bot may always ask, and sees what it may see.
+    pub fn judge_list(&self, bound: &Bound, id: &RequestId, prefix: &str) -> Result<(), Code> {
+        let reason = match (self.standing(bound), &bound.found) {
+            (Some(refusal), _) => refusal.into(),
+            (None, BotMatch::NoBot { .. }) => Reason::NoBot,
+            (None, BotMatch::Ambiguous(_)) => Reason::AmbiguousBot,
+            (None, BotMatch::Bot(_)) if self.context.cache.is_sealed() => Reason::Sealed,
+            (None, BotMatch::Bot(_)) => Reason::Granted,
+        };
+        let granted = reason == Reason::Granted;
+        let nearest = self.nearest(bound, reason);
+        let entry = Entry {
+            decision: if granted { Verdict::Allow } else { Verdict::Deny },
+            reason: Some(reason.as_str()),
+            secret: Some(prefix),
+            who: Some(&bound.who),
+            surface: "native",
+            request_id: Some(id.as_str()),
+            extra: nearest.as_deref(),
+            ..Entry::of(Event::SecretList)
+        };
+        self.count(granted);
+        let _ = self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
+        if granted { Ok(()) } else { Err(code_of(reason)) }
+    }
+
+    fn decide(&self, bound: &Bound, wish: &Wish<'_>) -> Decision {
+        if let Some(refusal) = self.standing(bound) {
+            return Decision::refused(refusal);
+        }
+        let decision = bound.decide(wish.action, wish.name);
+        let may_see = decision.allowed() || wish.version.is_none() && bound.may_see(wish.name);
+        if !may_see {
+            return decision;
+        }
+        if self.context.cache.is_sealed() {
+            return decision.but(Refusal::Sealed);
+        }
+        if wish.version.is_some() || wish.action == Action::Watch {
+            return decision;
+        }
+        if self.context.sources.may_have_more() {
+            return decision.but(Refusal::UpstreamUnavailable);
+        }
+        decision.but(Refusal::NotFound)
+    }
+
+    /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
+    fn standing(&self, bound: &Bound) -> Option<Refusal> {
+        let looked_at = bound.changeable;
+        match self.peer.standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256) {
+            Standing::Same => None,
+            Standing::Gone => Some(Refusal::PeerGone),
+            Standing::Changed => Some(Refusal::PeerChanged),
+        }
+    }
+
+    fn keep(
+        &self,
+        bound: &Bound,
+        id: &RequestId,
+        wish: &Wish<'_>,
+        decision: &Decision,
+    ) -> Result<Receipt, Code> {
+        let allowed = decision.allowed();
+        let nearest = self.nearest(bound, decision.reason());
+        let entry = Entry {
+            event: wish.event,
+            decision: if allowed { Verdict::Allow } else { Verdict::Deny },
+            reason: Some(decision.reason().as_str()),
+            rule: decision.rule().map(|rule| &**rule),
+            secret: Some(wish.name.as_str()),
+            version: wish.version.filter(|_| allowed),
+            who: Some(&bound.who),
+            surface: "native",
+            request_id: Some(id.as_str()),
+            extra: nearest.as_deref().or(wish.extra),
+        };
+        self.count(allowed);
+        self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)
+    }
+
+    fn nearest(&self, bound: &Bound, reason: Reason) -> Option<String> {
+        let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
+        Some(extra(&[("nearest", nearest.as_str().into())]))
+    }
+
+    fn count(&self, allowed: bool) {
+        let counts = &self.context.counts;
+        (if allowed { &counts.allowed } else { &counts.denied }).fetch_add(1, Relaxed);
+    }
+}
+
+impl Bound {
+    /// The policy's word, remembered for the next time.
+    fn decide(&self, action: Action, name: &Name) -> Decision {
+        let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = memo.iter().find(|m| m.action == action && m.name == *name) {
+            return known.decision.clone();
+        }
+        let decision = self.policy.decide(&self.found, action, name);
+        if memo.len() >= MEMO {
+            memo.clear();
+        }
+        memo.push(Memo { action, name: name.clone(), decision: decision.clone() });
+        decision
+    }
+
+    /// Whether the peer may read or list the name, and so may learn that it is absent.
+    pub fn may_see(&self, name: &Name) -> bool {
+        self.policy.may_see(&self.found, name)
+    }
+
+    /// Whether the running policy still allows what was allowed before.
+    pub fn may_still(&self, action: Action, name: &Name) -> bool {
+        self.decide(action, name).allowed()
+    }
+
+    /// Whether the peer may see the name in a list.
+    pub fn may_list(&self, name: &Name) -> bool {
+        self.policy.decide(&self.found, Action::List, name).allowed()
+    }
+}
+
+/// Finds the bot that a peer is under the running policy.
+async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
+    let policy = context.policy.load_full();
+    let accounts = context.lookup.accounts(&policy).await;
+    let facts = facts(context, peer, &policy).await;
+    let found = policy.match_bot(&facts, &accounts);
+    let bot = match &found {
+        BotMatch::Bot(id) => policy.bot(*id),
+        _ => None,
+    };
+    let roles: Vec<&str> = bot.map(|bot| bot.roles.iter().map(|role| &**role).collect()).unwrap_or_default();
+    let who = Who::new(&RecordFacts {
+        bot: bot.map(|bot| &*bot.name),
+        roles: &roles,
+        pid: Some(peer.pid()),
+        uid: peer.uid(),
+        gid: peer.gid(),
+        exe: peer.exe().map(|exe| exe.as_bytes()),
+        unit: peer.unit(),
+        invocation_id: None,
+    });
+    let changeable = match &found {
+        BotMatch::Bot(id) => policy.changeable(*id),
+        _ => Changeable::default(),
+    };
+    let nearest = match &found {
+        BotMatch::NoBot { nearest } => nearest.clone(),
+        _ => None,
+    };
+    Bound { policy, found, changeable, who, nearest, memo: Mutex::default() }
+}
+
+/// What the kernel says of the peer, in the policy's words.
+async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -> Facts {
+    let mut facts = peer.facts();
+    let paths: Vec<PathBuf> = policy.exe_paths().into_iter().map(Path::to_owned).collect();
+    let wants_hash = policy.needs_exe_sha256();
+    let Some(image) = peer.image().filter(|_| !paths.is_empty() || wants_hash) else {
+        return facts;
+    };
+    let at_once = context.images.proven_at_once(image, &paths);
+    let hash = context.images.known_content(image);
+    if let Some(proven) = at_once.filter(|_| !wants_hash || hash.is_some()) {
+        facts.exe = proven;
+        facts.exe_sha256 = hash;
+        return facts;
+    }
+    // Files have to be read and hashed, so off the request loop.
+    let (context, peer) = (Arc::clone(context), Arc::clone(peer));
+    let read = tokio::task::spawn_blocking(move || {
+        let (proc_dir, image) = (peer.proc_dir()?, peer.image()?);
+        let proven = context.images.proven(proc_dir, image, &paths);
+        Some((proven, context.images.running_content(proc_dir, image)))
+    });
+    if let Ok(Some((proven, hash))) = read.await {
+        facts.exe = proven;
+        facts.exe_sha256 = hash;
+    }
+    facts
+}
+
+fn refusal(decision: &Decision) -> Code {
+    code_of(decision.reason())
+}
+
+fn code_of(reason: Reason) -> Code {
+    match reason {
+        Reason::NotFound => Code::NotFound,
+        Reason::Quarantined => Code::Quarantined,
+        Reason::Sealed => Code::Sealed,
+        Reason::Limited => Code::RateLimited,
+        Reason::UpstreamUnavailable => Code::UpstreamUnavailable,
+        Reason::AuditUnavailable => Code::AuditUnavailable,
+        _ => Code::Denied,
+    }
+}

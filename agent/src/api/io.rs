@@ -1,0 +1,141 @@
+//! A connection's bytes, with just enough bookkeeping to see who stalls.
+//!
+//! A timer for each request would cost more than the request. Instead a connection notes the second in
+//! which it began to wait for a head or for room to write, and one sweep a second shuts down those that
+//! have waited too long. See `server::sweep`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// The second of the sweep's clock, counted from 1.
+#[derive(Default)]
+pub struct Seconds(AtomicU32);
+
+impl Seconds {
+    /// The current second; 0 before the first sweep.
+    pub fn now(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    /// Moves the clock.
+    pub fn set(&self, second: u32) {
+        self.0.store(second, Relaxed);
+    }
+}
+
+/// Since when a connection waits; 0 where it does not.
+#[derive(Default)]
+pub struct Stall {
+    head: AtomicU32,
+    write: AtomicU32,
+}
+
+impl Stall {
+    /// A request's head has come in whole.
+    pub fn head_is_whole(&self) {
+        self.head.store(0, Relaxed);
+    }
+
+    /// Whether an answer waits for the peer to read.
+    pub fn is_writing(&self) -> bool {
+        self.write.load(Relaxed) != 0
+    }
+
+    /// Whether a head or a write has waited longer than it may.
+    pub fn is_overdue(&self, now: u32, head: u32, write: u32) -> bool {
+        let waits = |since: &AtomicU32, bound: u32| {
+            let since = since.load(Relaxed);
+            since != 0 && now.saturating_sub(since) > bound
+        };
+        waits(&self.head, head) || waits(&self.write, write)
+    }
+
+    fn begin(since: &AtomicU32, clock: &Seconds) {
+        if since.load(Relaxed) == 0 {
+            since.store(clock.now().max(1), Relaxed);
+        }
+    }
+}
+
+/// The stream that hyper reads and writes.
+pub struct Io {
+    stream: TokioIo<UnixStream>,
+    stall: Arc<Stall>,
+    clock: Arc<Seconds>,
+}
+
+impl Io {
+    /// Wraps an accepted stream.
+    pub fn new(stream: UnixStream, stall: Arc<Stall>, clock: Arc<Seconds>) -> Self {
+        Self { stream: TokioIo::new(stream), stall, clock }
+    }
+
+    /// Notes whether all that was offered has been taken.
+    fn note_write(&self, offered: usize, done: &Poll<io::Result<usize>>) {
+        match done {
+            Poll::Ready(Ok(count)) if *count >= offered => self.stall.write.store(0, Relaxed),
+            Poll::Ready(Err(_)) => {}
+            _ => Stall::begin(&self.stall.write, &self.clock),
+        }
+    }
+}
+
+impl AsFd for Io {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.inner().as_fd()
+    }
+}
+
+impl Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        Stall::begin(&self.stall.head, &self.clock);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note_write(bytes.len(), &done);
+        done
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.note_write(slices.iter().map(|slice| slice.len()).sum(), &done);
+        done
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,25 @@
+//! HTTP on the agent's sockets: routing, answers, limits.
+//!
+//! Every request of a bot takes one way: a [`Connection`] that only the kernel's word made, a parsed
+//! request, a decision, a kept record, a lease.
+
+pub mod admin;
+mod answer;
+mod body;
+mod connection;
+mod context;
+mod id;
+mod io;
+pub mod limits;
+mod metrics;
+pub mod metrics_server;
+mod native;
+mod request;
+mod server;
+mod store_verbs;
+mod watch;
+
+pub use connection::Connection;
+pub use context::{Context, Counts, Health};
+pub use id::{RequestId, RequestIds};
+pub use server::{Server, ServerError};

@@ -1,0 +1,423 @@
+//! The native API: values, lists, batches, watches, and who the peer is.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::{Request, StatusCode};
+use keyhatch_protocol::{
+    Action, BatchError, BatchRequest, Code, Health, ListReply, Listed, MAX_BATCH, Name, Whoami,
+};
+
+use super::answer::{self, Answer};
+use super::body::Body;
+use super::connection::{Bound, Connection, Wish};
+use super::id::RequestId;
+use super::request::{self, Ask, Bad, List, Secret, Which};
+use super::watch::Watch;
+use crate::audit::Event;
+use crate::cache::{Entry, Form, LoadError, Permit, STALE, Version};
+use crate::policy::BotMatch;
+
+/// The largest body of a request: a batch of the longest names fits.
+const LARGEST_BODY: usize = 64 * 1024;
+
+/// How long a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// How long a request over the limit is held, so that a flood slows itself down.
+const HELD: Duration = Duration::from_secs(1);
+
+/// An answer that is ready, or one that has to wait.
+pub enum Reply {
+    /// Made without waiting.
+    Now(Answer),
+    /// Made by waiting.
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
+
+impl Reply {
+    fn later(future: impl Future<Output = Answer> + Send + 'static) -> Self {
+        Self::Later(Box::pin(future))
+    }
+}
+
+/// Answers one request of a bot. A read that needs nothing but memory is answered without a future.
+pub fn reply(connection: &Arc<Connection>, request: Request<Incoming>) -> Reply {
+    let id = connection.context.ids.next();
+    let bound = connection.bound_now();
+    let admitted = connection.limits.admit();
+    match (bound, admitted) {
+        (Some(bound), true) => route(connection, &bound, id, request),
+        (bound, admitted) => {
+            let connection = Arc::clone(connection);
+            Reply::later(async move {
+                let bound = match bound {
+                    Some(bound) => bound,
+                    None => connection.bound().await,
+                };
+                if !admitted {
+                    connection.limited(&bound, &id);
+                    tokio::time::sleep(HELD).await;
+                    return answer::problem(Code::RateLimited, &id, None);
+                }
+                match route(&connection, &bound, id, request) {
+                    Reply::Now(answer) => answer,
+                    Reply::Later(future) => future.await,
+                }
+            })
+        }
+    }
+}
+
+fn route(
+    connection: &Arc<Connection>,
+    bound: &Arc<Bound>,
+    id: RequestId,
+    request: Request<Incoming>,
+) -> Reply {
+    let uri = request.uri();
+    let ask = match request::parse(request.method(), uri.path(), uri.query()) {
+        Ok(ask) => ask,
+        Err(bad) => return Reply::Now(bad_request(connection, &id, bad)),
+    };
+    match ask {
+        Ask::Secret(ask) => secret(connection, bound, id, ask, &request),
+        Ask::List(ask) => Reply::Now(or_problem(list(connection, bound, &id, &ask), &id)),
+        Ask::Watch(names) => Reply::Now(watch(connection, bound, id, names, &request)),
+        Ask::Whoami => Reply::Now(answer::document(StatusCode::OK, &whoami(connection, bound))),
+        Ask::Health => Reply::Now(health(connection)),
+        Ask::Batch => {
+            let (connection, bound) = (Arc::clone(connection), Arc::clone(bound));
+            Reply::later(async move {
+                let batch = match read_batch(request.into_body()).await {
+                    Ok(batch) => batch,
+                    Err((code, why)) => return answer::problem(code, &id, Some(&why)),
+                };
+                batch_reply(&connection, &bound, &id, batch)
+            })
+        }
+    }
+}
+
+fn bad_request(connection: &Connection, id: &RequestId, bad: Bad) -> Answer {
+    connection.context.counts.bad.fetch_add(1, Relaxed);
+    match bad {
+        Bad::Request(why) => answer::problem(Code::BadRequest, id, Some(&why)),
+        Bad::Method => answer::problem(Code::MethodNotAllowed, id, None),
+    }
+}
+
+fn or_problem(answer: Result<Answer, Code>, id: &RequestId) -> Answer {
+    answer.unwrap_or_else(|code| answer::problem(code, id, None))
+}
+
+/// `GET /v1/secrets/{name}`
+fn secret(
+    connection: &Arc<Connection>,
+    bound: &Arc<Bound>,
+    id: RequestId,
+    ask: Secret,
+    request: &Request<Incoming>,
+) -> Reply {
+    let form = request::form(request.headers());
+    let known = request::has_version(request.headers());
+    match read(connection, bound, &id, &ask, form, known) {
+        Ok(Outcome::Answer(answer)) => Reply::Now(answer),
+        Err(code) => Reply::Now(answer::problem(code, &id, None)),
+        Ok(Outcome::NotModified(answer)) => {
+            let Some(seconds) = request::wait_seconds(request.headers()).filter(|s| *s > 0) else {
+                return Reply::Now(answer);
+            };
+            let Some(watching) = connection.limits.watch() else {
+                return Reply::Now(answer::problem(Code::RateLimited, &id, None));
+            };
+            let (connection, known) = (Arc::clone(connection), known.unwrap_or_default().to_owned());
+            let wait = Duration::from_secs(seconds);
+            Reply::later(async move {
+                let answer = long_poll(&connection, &id, &ask, form, &known, wait).await;
+                drop(watching);
+                answer
+            })
+        }
+    }
+}
+
+/// How a read ended.
+enum Outcome {
+    /// With a value.
+    Answer(Answer),
+    /// The peer has the current version already.
+    NotModified(Answer),
+}
+
+/// Waits for a version other than `known`; decided and recorded again each time it wakes.
+async fn long_poll(
+    connection: &Arc<Connection>,
+    id: &RequestId,
+    ask: &Secret,
+    form: Form,
+    known: &str,
+    wait: Duration,
+) -> Answer {
+    let mut swaps = connection.context.cache.subscribe();
+    let deadline = tokio::time::Instant::now() + wait;
+    loop {
+        swaps.mark_unchanged();
+        let bound = connection.bound().await;
+        if changed(connection, &bound, ask, known) {
+            match read(connection, &bound, id, ask, form, Some(known)) {
+                Ok(Outcome::Answer(answer)) => return answer,
+                Ok(Outcome::NotModified(_)) => {}
+                Err(code) => return answer::problem(code, id, None),
+            }
+        }
+        let woken = tokio::time::timeout_at(deadline, swaps.changed()).await;
+        let draining = connection.context.health.draining.load(Relaxed);
+        if woken.is_err() || draining {
+            let bound = connection.bound().await;
+            return match read(connection, &bound, id, ask, form, Some(known)) {
+                Ok(Outcome::Answer(answer) | Outcome::NotModified(answer)) => answer,
+                Err(code) => answer::problem(code, id, None),
+            };
+        }
+    }
+}
+
+/// Whether a waiting read would end now: another version, none at all, or no longer allowed.
+fn changed(connection: &Connection, bound: &Bound, ask: &Secret, known: &str) -> bool {
+    let snapshot = connection.context.cache.snapshot();
+    let same = snapshot
+        .get(ask.name.as_str())
+        .and_then(|entry| pick(entry, &ask.which))
+        .is_some_and(|version| &**version.id() == known);
+    !same || !bound.may_still(Action::Read, &ask.name)
+}
+
+/// Decides and records a read, and answers it.
+fn read(
+    connection: &Connection,
+    bound: &Bound,
+    id: &RequestId,
+    ask: &Secret,
+    form: Form,
+    known: Option<&str>,
+) -> Result<Outcome, Code> {
+    let snapshot = connection.context.cache.snapshot();
+    let entry = snapshot.get(ask.name.as_str());
+    let version = entry.and_then(|entry| pick(entry, &ask.which));
+    let same = version.is_some_and(|version| Some(&**version.id()) == known);
+    let wish = Wish {
+        event: Event::SecretRead,
+        action: Action::Read,
+        name: &ask.name,
+        version: version.map(|version| &**version.id()),
+        extra: same.then_some("\"not_modified\":true"),
+    };
+    let permit = connection.judge(bound, id, &wish)?;
+    let (Some(entry), Some(version)) = (entry, version) else {
+        return Err(Code::NotFound);
+    };
+    if same {
+        return Ok(Outcome::NotModified(answer::not_modified(version)));
+    }
+    let body = match &ask.field {
+        None => whole(connection, entry, version, &permit, form),
+        Some(field) => field_of(connection, entry, version, &permit, field, form)?,
+    };
+    Ok(Outcome::Answer(answer::value(version, form, body)))
+}
+
+fn pick<'a>(entry: &'a Entry, which: &Which) -> Option<&'a Arc<Version>> {
+    match which {
+        Which::Current => Some(&entry.current),
+        Which::Previous => entry.previous.as_ref(),
+        Which::Id(id) => [Some(&entry.current), entry.previous.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(|version| **version.id() == **id),
+    }
+}
+
+fn whole(
+    connection: &Connection,
+    entry: &Entry,
+    version: &Version,
+    permit: &Permit,
+    form: Form,
+) -> Body {
+    if form == Form::Json && connection.context.sources.is_stale(&entry.source) {
+        let pieces = [
+            Bytes::from_owner(version.lease_but_staleness(permit)),
+            Bytes::from_static(STALE),
+        ];
+        return Body::Pieces(VecDeque::from(pieces));
+    }
+    Body::one(Bytes::from_owner(version.lease(permit, form)))
+}
+
+fn field_of(
+    connection: &Connection,
+    entry: &Entry,
+    version: &Version,
+    permit: &Permit,
+    field: &str,
+    form: Form,
+) -> Result<Body, Code> {
+    let arena = connection.context.cache.arena();
+    match version.lease_field(permit, arena, entry, field, form) {
+        Ok(Some(lease)) => Ok(Body::one(Bytes::from_owner(lease))),
+        Ok(None) => Err(Code::NotFound),
+        Err(LoadError::Full(full)) => {
+            tracing::warn!(%full, "a field could not be rendered");
+            Err(Code::Internal)
+        }
+        Err(LoadError::Version(_)) => Err(Code::Internal),
+    }
+}
+
+/// `GET /v1/secrets`
+fn list(
+    connection: &Connection,
+    bound: &Bound,
+    id: &RequestId,
+    ask: &List,
+) -> Result<Answer, Code> {
+    connection.judge_list(bound, id, &ask.prefix)?;
+    let snapshot = connection.context.cache.snapshot();
+    let mut seen = snapshot
+        .list(&ask.prefix, ask.after.as_deref())
+        .filter(|entry| bound.may_list(&entry.name))
+        .map(|entry| Listed { name: entry.name.clone(), version: entry.current.id().to_string() });
+    let secrets: Vec<Listed> = seen.by_ref().take(ask.limit).collect();
+    let more = seen.next().is_some();
+    let next = secrets.last().filter(|_| more).map(|last| last.name.to_string());
+    Ok(answer::document(StatusCode::OK, &ListReply { secrets, next }))
+}
+
+async fn read_batch(body: Incoming) -> Result<BatchRequest, (Code, String)> {
+    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        return Err((Code::TooLarge, format!("a body has at most {LARGEST_BODY} bytes")));
+    }
+    let read = Limited::new(body, LARGEST_BODY).collect();
+    let Ok(read) = tokio::time::timeout(BODY_TIME, read).await else {
+        return Err((Code::Timeout, "the body did not arrive in time".into()));
+    };
+    let bytes = match read {
+        Ok(read) => read.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return Err((Code::TooLarge, format!("a body has at most {LARGEST_BODY} bytes")));
+        }
+        Err(_) => return Err((Code::BadRequest, "the body did not arrive whole".into())),
+    };
+    let batch: BatchRequest = serde_json::from_slice(&bytes)
+        .map_err(|_| (Code::BadRequest, r#"the body is not {"names":["A","B"]}"#.to_owned()))?;
+    if batch.names.len() > MAX_BATCH {
+        return Err((Code::BadRequest, format!("a batch has at most {MAX_BATCH} names")));
+    }
+    Ok(batch)
+}
+
+/// `POST /v1/batch`: each name is decided and recorded on its own.
+fn batch_reply(
+    connection: &Connection,
+    bound: &Bound,
+    id: &RequestId,
+    batch: BatchRequest,
+) -> Answer {
+    let mut pieces = VecDeque::from([Bytes::from_static(b"{\"secrets\":[")]);
+    let mut errors = Vec::new();
+    for name in batch.names {
+        let read = Name::parse(&name).map_err(|_| Code::BadRequest).and_then(|name| {
+            let ask = Secret { name, which: Which::Current, field: None };
+            read(connection, bound, id, &ask, Form::Json, None)
+        });
+        match read {
+            Ok(Outcome::Answer(answer) | Outcome::NotModified(answer)) => {
+                if pieces.len() > 1 {
+                    pieces.push_back(Bytes::from_static(b","));
+                }
+                match answer.into_body() {
+                    Body::One(piece) => pieces.extend(piece),
+                    Body::Pieces(more) => pieces.extend(more),
+                    Body::Watch(_) => {}
+                }
+            }
+            Err(code) => errors.push(BatchError { name, code: code.as_str().into() }),
+        }
+    }
+    let errors = serde_json::to_string(&errors).unwrap_or_default();
+    pieces.push_back(Bytes::from(format!("],\"errors\":{errors}}}")));
+    answer::pieces(pieces)
+}
+
+/// `GET /v1/watch`
+fn watch(
+    connection: &Arc<Connection>,
+    bound: &Arc<Bound>,
+    id: RequestId,
+    names: Vec<Name>,
+    request: &Request<Incoming>,
+) -> Answer {
+    for name in &names {
+        let snapshot = connection.context.cache.snapshot();
+        let version = snapshot.get(name.as_str()).map(|entry| Arc::clone(entry.current.id()));
+        let wish = Wish {
+            event: Event::SecretWatch,
+            action: Action::Watch,
+            name,
+            version: version.as_deref(),
+            extra: None,
+        };
+        if let Err(code) = connection.judge(bound, &id, &wish) {
+            return answer::problem(code, &id, None);
+        }
+    }
+    let last = request.headers().get("last-event-id").and_then(|last| last.to_str().ok());
+    match connection.limits.watch() {
+        Some(watching) => {
+            answer::events(Watch::new(Arc::clone(connection), id, names, last, watching))
+        }
+        None => answer::problem(Code::RateLimited, &id, None),
+    }
+}
+
+/// `GET /v1/whoami`
+fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
+    let peer = &connection.peer;
+    let bot = match &bound.found {
+        BotMatch::Bot(id) => bound.policy.bot(*id),
+        _ => None,
+    };
+    Whoami {
+        pid: peer.pid(),
+        uid: peer.uid(),
+        gid: peer.gid(),
+        groups: peer.groups().to_vec(),
+        exe: peer.exe().map(|exe| exe.to_string_lossy().into_owned()),
+        unit: peer.unit().map(str::to_owned),
+        user_unit: peer.user_unit().map(str::to_owned),
+        bot: bot.map(|bot| bot.name.to_string()),
+        roles: bot.map(|bot| bot.roles.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+        grants: match &bound.found {
+            BotMatch::Bot(id) => bound.policy.grants(*id),
+            _ => Vec::new(),
+        },
+    }
+}
+
+/// `GET /v1/health`
+fn health(connection: &Connection) -> Answer {
+    let health = connection.context.status();
+    let ready = health.reasons.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let missing = connection.context.health.missing();
+    let status_word = if ready { "ready" } else { "unavailable" };
+    answer::document(status, &Health { status: status_word.into(), reasons: health.reasons, missing })
+}

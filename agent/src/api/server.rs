@@ -1,0 +1,276 @@
+//! The bots' socket: accepting, identifying, serving, and ending what stalls.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::Request;
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::answer::Answer;
+use super::connection::Connection;
+use super::context::Context;
+use super::io::{Io, Seconds, Stall};
+use super::native::{self, Reply};
+use crate::identity::Peer;
+use crate::sys::exits::ExitSet;
+
+/// A request's head has this many seconds to arrive, and an answer this many to be read.
+const HEAD_SECONDS: u32 = 10;
+const WRITE_SECONDS: u32 = 30;
+
+/// The largest head of a request, and how many headers it may have.
+const HEAD_BYTES: usize = 16 * 1024;
+const HEADERS: usize = 64;
+
+/// How long a drain waits for answers that are under way.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the server cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch peers for their exit: {0}")]
+pub struct ServerError(#[from] io::Error);
+
+/// The server of the bots' socket.
+pub struct Server {
+    context: Arc<Context>,
+    clock: Arc<Seconds>,
+    open: Mutex<HashMap<u64, Open>>,
+    next: AtomicU64,
+    exits: AsyncFd<ExitSet>,
+    /// Told as a connection ends.
+    ended: Notify,
+}
+
+/// An open connection, as the sweep sees it.
+struct Open {
+    /// A second descriptor of the socket, to shut it down from outside.
+    socket: OwnedFd,
+    stall: Arc<Stall>,
+    peer: Weak<Peer>,
+    /// Watches and long polls that wait on it.
+    waits: Arc<AtomicU32>,
+    draining: Arc<Notify>,
+}
+
+impl Server {
+    /// A server without a socket yet. Must be made inside the runtime.
+    pub fn new(context: Arc<Context>) -> Result<Arc<Self>, ServerError> {
+        let clock = Arc::new(Seconds::default());
+        clock.set(1);
+        Ok(Arc::new(Self {
+            context,
+            clock,
+            open: Mutex::default(),
+            next: AtomicU64::new(1),
+            exits: AsyncFd::register(ExitSet::new()?)?,
+            ended: Notify::new(),
+        }))
+    }
+
+    /// Accepts until the process ends.
+    pub async fn accept(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.welcome(stream),
+                Err(error) => {
+                    // Out of descriptors or memory: give the others time to end.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Ends stalled connections, once a second.
+    pub async fn sweep(self: Arc<Self>) {
+        let start = Instant::now();
+        let mut seconds = interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            seconds.tick().await;
+            let now = u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+            self.clock.set(now);
+            self.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
+        }
+    }
+
+    /// Marks peers that have exited and ends their connections.
+    pub async fn watch_exits(self: Arc<Self>) {
+        loop {
+            let Ok(mut ready) = self.exits.readable().await else { return };
+            match ready.get_inner().take() {
+                Ok(tokens) if tokens.is_empty() => ready.clear_ready(),
+                Ok(tokens) => tokens.into_iter().for_each(|token| self.peer_exited(token)),
+                Err(error) => {
+                    tracing::error!(%error, "exits of peers are not told");
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+
+    /// Ends the connections whose answers still hold a value.
+    pub fn close_writers(&self) {
+        self.close_where(|open| open.stall.is_writing());
+    }
+
+    /// Lets answers under way finish and ends all else; returns when nothing is open or time is up.
+    pub async fn drain(&self) {
+        self.context.health.draining.store(true, Relaxed);
+        self.context.cache.wake();
+        self.open().values().for_each(|open| open.draining.notify_one());
+        let all_ended = async {
+            loop {
+                let ended = self.ended.notified();
+                if self.open().is_empty() {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        if timeout(DRAIN, all_ended).await.is_err() {
+            self.close_where(|_| true);
+        }
+    }
+
+    fn welcome(self: &Arc<Self>, stream: UnixStream) {
+        let peer = match Peer::identify(&stream, self.context.kernel) {
+            Ok(peer) => Arc::new(peer),
+            Err(error) => {
+                tracing::debug!(%error, "a peer could not be identified");
+                return;
+            }
+        };
+        let Some(limits) = self.context.limits.connect(peer.uid().unwrap_or(u32::MAX)) else {
+            refuse(&stream);
+            return;
+        };
+        let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+        let token = self.next.fetch_add(1, Relaxed);
+        let (stall, draining) = (Arc::new(Stall::default()), Arc::new(Notify::new()));
+        let open = Open {
+            socket,
+            stall: Arc::clone(&stall),
+            peer: Arc::downgrade(&peer),
+            waits: limits.waits(),
+            draining: Arc::clone(&draining),
+        };
+        self.open().insert(token, open);
+        if let Some(pidfd) = peer.pidfd()
+            && self.exits.get_ref().watch(pidfd, token).is_err()
+        {
+            // Without that its exit would go unseen.
+            peer.set_gone();
+        }
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
+            let context = Arc::clone(&server.context);
+            let connection = Connection::new(context, peer, stall, limits).await;
+            serve(io, Arc::new(connection), &draining).await;
+            server.open().remove(&token);
+            server.ended.notify_waiters();
+        });
+    }
+
+    fn peer_exited(&self, token: u64) {
+        let open = self.open();
+        let Some(open) = open.get(&token) else { return };
+        if let Some(peer) = open.peer.upgrade() {
+            peer.set_gone();
+        }
+        // What waits for this peer is judged again, and refused; the connection itself stays, so that
+        // whoever holds it now gets an answer that says why.
+        if open.waits.load(Relaxed) > 0 {
+            self.context.cache.wake();
+        }
+    }
+
+    fn close_where(&self, condition: impl Fn(&Open) -> bool) {
+        for open in self.open().values().filter(|open| condition(open)) {
+            // It may have ended by itself meanwhile.
+            let _ = shutdown(open.socket.as_raw_fd(), Shutdown::Both);
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers a connection that is over the limit, without waiting for a request.
+fn refuse(stream: &UnixStream) {
+    const ANSWER: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncache-control: no-store\r\n\
+        content-type: application/problem+json\r\ncontent-length: 110\r\nconnection: close\r\n\r\n\
+        {\"type\":\"urn:keyhatch:problem:rate_limited\",\"title\":\"Too many connections\",\"status\":429,\"code\":\"rate_limited\"}";
+    // A peer that does not read gets nothing.
+    let _ = stream.try_write(ANSWER);
+}
+
+/// Serves HTTP/1.1 until the peer ends or the agent drains.
+async fn serve(io: Io, connection: Arc<Connection>, draining: &Notify) {
+    let mut http = http1::Builder::new();
+    http.max_headers(HEADERS).max_buf_size(HEAD_BYTES).writev(true);
+    let mut serving = std::pin::pin!(http.serve_connection(io, Handler(connection)));
+    let mut told = std::pin::pin!(draining.notified());
+    let mut is_told = false;
+    let ended = std::future::poll_fn(|cx| {
+        if !is_told && told.as_mut().poll(cx).is_ready() {
+            is_told = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// Hands each request of a connection to the native API.
+struct Handler(Arc<Connection>);
+
+impl Service<Request<Incoming>> for Handler {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        self.0.stall.head_is_whole();
+        match native::reply(&self.0, request) {
+            Reply::Now(answer) => Answering::Now(ready(Ok(answer))),
+            Reply::Later(future) => Answering::Later(future),
+        }
+    }
+}
+
+/// An answer that is there, or one that has to wait.
+enum Answering {
+    Now(Ready<Result<Answer, Infallible>>),
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
+
+impl Future for Answering {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(ready) => Pin::new(ready).poll(cx),
+            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Closed segments: cut, synced, compressed, and deleted when their time or the space is over.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, SystemTime};
+
+use nix::libc;
+use serde_json::json;
+
+use super::chain::Link;
+use super::entry::Entry;
+use super::event::Event;
+use super::files::{Kind, Lines, SegmentFile, open_read, packed_path, segments};
+use super::log::{Inner, held};
+use super::record::time_of;
+use super::render::extra;
+use super::segment::readable_by_adm;
+
+/// How often expiry is looked at when no segment is closed.
+const EVERY: Duration = Duration::from_mins(1);
+/// The same after something could not be done.
+const AGAIN: Duration = Duration::from_secs(1);
+/// zstd's own default: ten times smaller, and quick.
+const LEVEL: i32 = 3;
+
+/// What the archive is told.
+pub(super) enum Job {
+    /// A segment was closed at `len` bytes.
+    Closed { file: Arc<File>, len: u64 },
+    /// The log is closed.
+    Stop,
+}
+
+/// The archive's thread, until the log is closed.
+pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
+    let mut pause = Duration::ZERO;
+    loop {
+        let first = match jobs.recv_timeout(pause) {
+            Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        // Every file before this one is closed, and told of before it was replaced.
+        let current = inner.writer().segment.base.head.seq + 1;
+        for job in first.into_iter().chain(jobs.try_iter()) {
+            match job {
+                Job::Stop => return,
+                Job::Closed { file, len } => cut(&file, len),
+            }
+        }
+        pause = match inner.tidy(current) {
+            Ok(true) => EVERY,
+            Ok(false) => AGAIN,
+            Err(why) => {
+                let dir = inner.settings.dir.display();
+                tracing::warn!(%dir, %why, "closed audit segments cannot be tidied up");
+                AGAIN
+            }
+        };
+    }
+}
+
+/// Takes stock of the closed segments.
+pub(super) fn count(inner: &Inner, files: &[SegmentFile]) {
+    let current = inner.writer().segment.path.clone();
+    let closed = files.iter().filter(|file| file.path != current);
+    let (number, bytes) = closed.fold((0, 0), |(n, bytes), file| (n + 1, bytes + file.size()));
+    inner
+        .counters
+        .closed_segments
+        .store(number, Ordering::Relaxed);
+    inner.counters.closed_bytes.store(bytes, Ordering::Relaxed);
+}
+
+fn cut(file: &File, len: u64) {
+    if let Err(why) = file.set_len(len).and_then(|()| file.sync_all()) {
+        tracing::warn!(%why, "a closed audit segment was not cut and synced");
+    }
+}
+
+impl Inner {
+    /// Deletes what is to go, then compresses what is not; false where something is left to do.
+    fn tidy(&self, current: u64) -> io::Result<bool> {
+        let dir = &self.settings.dir;
+        let files = segments(dir)?;
+        let done = self.expire(&files)?;
+        for file in segments(dir)? {
+            if self.stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            if file.kind == Kind::Plain && file.first < current {
+                self.pack(&file)?;
+            }
+        }
+        count(self, &segments(dir)?);
+        Ok(done)
+    }
+
+    fn pack(&self, file: &SegmentFile) -> io::Result<()> {
+        let target = packed_path(&self.settings.dir, file.first);
+        let temporary = target.with_extension("zst.tmp");
+        let plain = open_read(&file.path)?;
+        let inode = plain.metadata()?.ino();
+        let done = compress(plain, &temporary).and_then(|()| {
+            let _names = held(&self.names);
+            // The name may have gone to another segment meanwhile.
+            if fs::metadata(&file.path)?.ino() != inode {
+                return Err(io::Error::other("the segment was replaced"));
+            }
+            fs::rename(&temporary, &target)?;
+            File::open(&self.settings.dir)?.sync_all()?;
+            fs::remove_file(&file.path)
+        });
+        if done.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        done
+    }
+
+    /// Deletes the oldest closed segments while there are too many bytes, or they are too old. Each is
+    /// recorded first: a kill between leaves a record of what goes next time.
+    fn expire(&self, files: &[SegmentFile]) -> io::Result<bool> {
+        let current = self.writer().segment.path.clone();
+        let Some(closed) = files.iter().position(|file| file.path == current) else {
+            return Ok(false);
+        };
+        let mut bytes: u64 = files[..closed].iter().map(SegmentFile::size).sum();
+        let room = self.settings.keep.saturating_sub(self.settings.segment);
+        for (file, next) in files[..closed].iter().zip(&files[1..]) {
+            let Some(after) = Next::read(next)? else {
+                return Ok(false);
+            };
+            let forced = bytes > room;
+            let sent = self.journal.sent.load(Ordering::Acquire);
+            let unsent = if self.settings.journald {
+                after.last.saturating_sub(sent)
+            } else {
+                0
+            };
+            let old = after.age > self.settings.keep_for && unsent == 0;
+            if !forced && !old {
+                return Ok(true);
+            }
+            if !self.record_expiry(file, &after, unsent) {
+                return Ok(false);
+            }
+            bytes -= file.size().min(bytes);
+            let _names = held(&self.names);
+            fs::remove_file(&file.path)?;
+        }
+        Ok(true)
+    }
+
+    fn record_expiry(&self, file: &SegmentFile, after: &Next, unsent: u64) -> bool {
+        let mut members = vec![
+            ("segment", json!(file.name())),
+            ("first_seq", json!(file.first)),
+            ("last_seq", json!(after.last)),
+            ("last_hash", json!(after.hash)),
+        ];
+        if unsent > 0 {
+            members.push(("not_in_journal", json!(unsent)));
+        }
+        let members = extra(&members);
+        let entry = |event| Entry {
+            extra: Some(&members),
+            ..Entry::of(event)
+        };
+        let short = after.age < self.settings.keep_for;
+        self.append(&entry(Event::AuditExpired)).is_ok()
+            && (!short || self.append(&entry(Event::AlertAuditShort)).is_ok())
+    }
+}
+
+/// What the segment after one says about it: its own end, without reading it.
+struct Next {
+    last: u64,
+    hash: String,
+    age: Duration,
+}
+
+impl Next {
+    /// `None` where it has no record yet.
+    fn read(next: &SegmentFile) -> io::Result<Option<Self>> {
+        let mut lines = Lines::open(next)?;
+        let Some(line) = lines.next_line()? else {
+            return Ok(None);
+        };
+        let at = time_of(line).unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(Link::read(line).map(|link| Self {
+            last: link.before().seq,
+            hash: link.prev.to_string(),
+            age: SystemTime::now().duration_since(at).unwrap_or_default(),
+        }))
+    }
+}
+
+fn compress(from: File, to: &Path) -> io::Result<()> {
+    let target = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(to)?;
+    readable_by_adm(&target, 0o640);
+    let mut encoder = zstd::Encoder::new(&target, LEVEL)?;
+    io::copy(
+        &mut BufReader::with_capacity(256 * 1024, from),
+        &mut encoder,
+    )?;
+    encoder.finish()?;
+    target.sync_all()
+}

@@ -1,0 +1,343 @@
+//! Tells journald: reads the segments behind the writer and sends each record as an entry.
+//!
+//! Nothing is lost while journald is away: the segments wait. What was sent is remembered in
+//! `journal.cursor`, so that after a kill a few entries may be sent twice, with the same sequence number.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::chain::Head;
+use super::follow::{Follower, Step};
+use super::journald::{Sent, Socket, Together, encode};
+use super::log::{Inner, held};
+use super::record::{Peer, Record};
+use super::render::extra;
+
+/// After a wake-up: records of this long travel together, and the writer wakes the feed no oftener.
+const PACE: Duration = Duration::from_millis(25);
+/// A wake-up that was missed is made up for after this.
+const NAP: Duration = Duration::from_millis(250);
+/// How many records are read before they are sent.
+const BATCH: usize = 2048;
+/// Past this, equal allowed reads of one second are told together.
+const FAR_BEHIND: u64 = 10_000;
+const CURSOR_EVERY: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long a stopping daemon goes on sending.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Wakes the feed, at the price of one atomic read when it is awake.
+#[derive(Default)]
+pub(super) struct Bell {
+    asleep: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        // Pairs with the one in `sleep`: either the feed sees the new head, or this sees it asleep.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed)
+            && self.asleep.swap(false, Ordering::Relaxed)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    fn sleep(&self, still: impl Fn() -> bool) {
+        self.thread.get_or_init(thread::current);
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if still() {
+            thread::park_timeout(NAP);
+        }
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// How far journald is.
+pub(super) struct Journal {
+    /// The last record that was sent.
+    pub sent: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+impl Journal {
+    pub(super) fn new(sent: u64) -> Self {
+        Self {
+            sent: AtomicU64::new(sent),
+            error: Mutex::new(None),
+        }
+    }
+
+    /// How many records it is behind, and why it cannot be reached.
+    pub(super) fn state(&self, seq: u64) -> (u64, Option<String>) {
+        (
+            seq.saturating_sub(self.sent.load(Ordering::Acquire)),
+            held(&self.error).clone(),
+        )
+    }
+}
+
+/// The feed's thread, until the log is closed.
+pub(super) fn run(inner: &Arc<Inner>) {
+    let mut feed = Feed::new(inner);
+    let mut farewell = None;
+    loop {
+        if inner.stopping.load(Ordering::SeqCst) {
+            let until = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
+            if feed.is_done() || Instant::now() >= until {
+                break;
+            }
+        } else if feed.is_done() {
+            inner
+                .bell
+                .sleep(|| feed.is_done() && !inner.stopping.load(Ordering::SeqCst));
+            thread::park_timeout(PACE);
+            feed.save(false);
+            continue;
+        }
+        if let Err(why) = feed.batch(farewell) {
+            feed.trouble(&format!("cannot read the audit log for the journal: {why}"));
+            thread::park_timeout(LONGEST_WAIT);
+        }
+        feed.save(false);
+    }
+    feed.save(true);
+}
+
+struct Feed<'a> {
+    inner: &'a Inner,
+    follower: Follower,
+    socket: Socket,
+    saved: (u64, Instant),
+    line: Vec<u8>,
+    entry: Vec<u8>,
+}
+
+impl<'a> Feed<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        let sent = inner.journal.sent.load(Ordering::Acquire);
+        // Without a place to go on from, the next start would skip what this one did not send.
+        if let Err(why) = save_cursor(&inner.settings.dir, sent) {
+            tracing::warn!(%why, "the journal's place in the audit log was not saved");
+        }
+        Self {
+            follower: Follower::new(&inner.settings.dir, sent + 1),
+            socket: Socket::new(&inner.settings.journal_socket),
+            saved: (sent, Instant::now()),
+            line: Vec::new(),
+            entry: Vec::new(),
+            inner,
+        }
+    }
+
+    fn head(&self) -> u64 {
+        self.inner.head.load(Ordering::Acquire)
+    }
+
+    fn is_done(&self) -> bool {
+        self.inner.journal.sent.load(Ordering::Acquire) >= self.head()
+    }
+
+    /// Reads some records and sends them.
+    fn batch(&mut self, until: Option<Instant>) -> io::Result<()> {
+        let head = self.head();
+        let far = head.saturating_sub(self.follower.position()) >= FAR_BEHIND;
+        let mut records = Vec::new();
+        let mut reached = self.follower.position().saturating_sub(1);
+        while records.len() < BATCH && self.follower.position() <= head {
+            match self.follower.step(&mut self.line)? {
+                Step::Record(seq) => {
+                    reached = seq;
+                    records.extend(Record::parse(&self.line));
+                }
+                Step::Skipped(next) => reached = next - 1,
+                Step::End => {
+                    // The head is there but its file is not readable yet: a restart of the chain.
+                    thread::park_timeout(PACE);
+                    break;
+                }
+            }
+        }
+        for (record, together) in merged(records, far) {
+            if !self.send(&record, together, until) {
+                // Sent again from here next time.
+                self.follower = Follower::new(&self.inner.settings.dir, record.seq);
+                return Ok(());
+            }
+            if !far {
+                self.inner.journal.sent.store(record.seq, Ordering::Release);
+            }
+        }
+        self.inner.journal.sent.store(reached, Ordering::Release);
+        Ok(())
+    }
+
+    /// Sends one entry, however long journald takes; false when the daemon stops first.
+    fn send(
+        &mut self,
+        record: &Record,
+        together: Option<Together>,
+        until: Option<Instant>,
+    ) -> bool {
+        encode(&mut self.entry, record, together);
+        let mut wait = PACE;
+        let mut stop = until;
+        loop {
+            match self.socket.send(&self.entry) {
+                Sent::Yes => {
+                    *held(&self.inner.journal.error) = None;
+                    return true;
+                }
+                Sent::Busy => {}
+                Sent::Away(why) => {
+                    let path = self.inner.settings.journal_socket.display();
+                    self.trouble(&format!("journald cannot be reached at {path}: {why}"));
+                    thread::park_timeout(wait);
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+            }
+            self.save(false);
+            if self.inner.stopping.load(Ordering::SeqCst) {
+                let until = *stop.get_or_insert_with(|| Instant::now() + FAREWELL);
+                if Instant::now() >= until {
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn trouble(&self, what: &str) {
+        let old = held(&self.inner.journal.error).replace(what.to_owned());
+        if old.as_deref() != Some(what) {
+            tracing::warn!("{what}; records wait in the segments");
+        }
+    }
+
+    fn save(&mut self, now: bool) {
+        let sent = self.inner.journal.sent.load(Ordering::Acquire);
+        let (saved, at) = self.saved;
+        if sent == saved || (!now && at.elapsed() < CURSOR_EVERY) {
+            return;
+        }
+        self.saved = (sent, Instant::now());
+        if let Err(why) = save_cursor(&self.inner.settings.dir, sent) {
+            tracing::warn!(%why, "the journal's place in the audit log was not saved");
+        }
+    }
+}
+
+/// What makes two reads equal: event, bot, secret, version, peer, second.
+type Same = (
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<Peer>,
+    String,
+);
+
+/// Equal allowed reads of one second as one, where journald is `far` behind; else each for itself.
+fn merged(records: Vec<Record>, far: bool) -> Vec<(Record, Option<Together>)> {
+    let mut out: Vec<(Record, Option<Together>)> = Vec::with_capacity(records.len());
+    let mut first: HashMap<Same, usize> = HashMap::new();
+    for record in records {
+        if !far || record.event != "secret.read" || record.decision != "allow" {
+            out.push((record, None));
+            continue;
+        }
+        let second = record.time.get(..19).unwrap_or_default().to_owned();
+        let (bot, secret) = (record.bot.clone(), record.secret.clone());
+        let same = (
+            bot,
+            secret,
+            record.version.clone(),
+            record.peer.clone(),
+            second,
+        );
+        let at = *first.entry(same).or_insert(out.len());
+        match out.get_mut(at) {
+            Some((_, together)) => {
+                let count = together.map_or(1, |together| together.count) + 1;
+                *together = Some(Together {
+                    count,
+                    last: record.seq,
+                });
+            }
+            None => out.push((record, None)),
+        }
+    }
+    out
+}
+
+const CURSOR: &str = "journal.cursor";
+
+/// The last record that journald was sent, as far as the disk knows.
+pub(super) fn load_cursor(dir: &Path) -> Option<u64> {
+    fs::read_to_string(dir.join(CURSOR))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn save_cursor(dir: &Path, sent: u64) -> io::Result<()> {
+    let temporary = dir.join("journal.cursor.tmp");
+    let mut file = File::create(&temporary)?;
+    writeln!(file, "{sent}")?;
+    file.sync_data()?;
+    fs::rename(&temporary, dir.join(CURSOR))
+}
+
+/// Members of the alert for a log that ends before what journald was already sent.
+pub(super) fn ahead(sent: u64, head: Head) -> String {
+    extra(&[
+        (
+            "what",
+            json!("records that the journal has are missing at the end of the log"),
+        ),
+        ("lost", json!({"from": head.seq + 1, "to": sent})),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::line;
+    use super::*;
+
+    fn read(seq: u64, secret: &str, time: &str, decision: &str) -> Record {
+        let mut record = Record::parse(&line(seq)).unwrap();
+        record.time = time.to_owned();
+        record.secret = Some(secret.to_owned());
+        record.decision = decision.to_owned();
+        record
+    }
+
+    #[test]
+    fn only_equal_reads_of_one_second_are_told_together() {
+        let (one, two) = ("2026-01-01T00:00:00.1Z", "2026-01-01T00:00:01.1Z");
+        let records = vec![
+            read(1, "a", one, "allow"),
+            read(2, "b", one, "allow"),
+            read(3, "a", one, "allow"),
+            read(4, "a", one, "deny"),
+            read(5, "a", two, "allow"),
+            read(6, "a", one, "allow"),
+        ];
+        let told: Vec<_> = merged(records.clone(), true)
+            .into_iter()
+            .map(|(record, together)| (record.seq, together.map(|t| (t.count, t.last))))
+            .collect();
+        assert_eq!(told, [(1, Some((3, 6))), (2, None), (4, None), (5, None)]);
+        assert_eq!(merged(records, false).len(), 6);
+    }
+}

@@ -1,0 +1,476 @@
+//! The log that requests see: [`Log::keep`] renders a record, chains it and copies it into the segment.
+
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::archive::{self, Job};
+use super::chain::Head;
+use super::entry::Entry;
+use super::event::{Event, Verdict};
+use super::feed::{self, Bell, Journal};
+use super::files::{MAX_LINE, plain_path, segments};
+use super::flood::Floods;
+use super::keeper;
+use super::recover::recover;
+use super::render::{Clock, Now, extra, record};
+use super::segment::{Change, Failure, Mark, Segment, readable_by_adm};
+use super::{AuditError, Kept, OnFailure, Receipt, Settings, Sync, Unavailable};
+
+/// An open audit log. Closing or dropping it syncs and ends its threads.
+pub struct Log {
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    _lock: Flock<File>,
+}
+
+/// What requests and the background threads share.
+pub(super) struct Inner {
+    pub settings: Settings,
+    writer: Mutex<Writer>,
+    /// Held while syncing: whoever waits for it finds that the sync before did its work too.
+    pub syncing: Mutex<()>,
+    /// Held while segment files are renamed or deleted by one thread that another creates.
+    pub names: Mutex<()>,
+    pub floods: Mutex<Floods>,
+    pub head: AtomicU64,
+    pub synced: AtomicU64,
+    pub stopping: AtomicBool,
+    pub alarm: EventFd,
+    pub bell: Bell,
+    pub journal: Journal,
+    pub counters: Counters,
+    pub last_error: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub closed_segments: AtomicU64,
+    pub closed_bytes: AtomicU64,
+    pub refused: AtomicU64,
+    pub unrecorded: AtomicU64,
+    pub syncs: AtomicU64,
+}
+
+/// Where the next record goes.
+pub(super) struct Writer {
+    pub segment: Segment,
+    pub head: Head,
+    /// Closed segments that are not known to be on disk, oldest first.
+    pub pending: Vec<Part>,
+    /// Whether a segment was created that the folder on disk may not list yet.
+    pub created: bool,
+    pub down: Option<Down>,
+    archive: Sender<Job>,
+    line: Vec<u8>,
+    clock: Clock,
+}
+
+/// The part of a segment that is not known to be on disk.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub file: Arc<File>,
+    pub from: Mark,
+    pub end: Mark,
+}
+
+/// Why no record can be kept now.
+#[derive(Clone, Debug)]
+pub(super) enum Down {
+    Full(String),
+    Broken(String),
+    Changed(Change),
+    Closed,
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(why) => write!(f, "the disk of the audit folder is full: {why}"),
+            Self::Broken(why) => f.write_str(why),
+            Self::Changed(Change::Name(what) | Change::Content(what)) => {
+                write!(f, "someone changed the audit segment: {what}")
+            }
+            Self::Closed => f.write_str("the audit log is closed"),
+        }
+    }
+}
+
+impl From<Failure> for Down {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Full(why) => Self::Full(why.to_string()),
+            Failure::Broken(what) => Self::Broken(what),
+        }
+    }
+}
+
+/// The state of a log, for status and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// The number of the last record.
+    pub seq: u64,
+    /// The number of the last record known to be on disk.
+    pub synced: u64,
+    /// Segment files, the current one included.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether records are copied into mapped pages (else each is written).
+    pub mapped: bool,
+    /// Records that journald has not been sent; 0 where it is not fed.
+    pub journal_behind: u64,
+    /// Why journald cannot be reached; `None` where it can, or is not fed.
+    pub journal_error: Option<String>,
+    /// Denials that were counted and not recorded one by one.
+    pub flooded: u64,
+    /// Requests refused because no record could be kept.
+    pub refused: u64,
+    /// Requests served without one (`on_failure = "allow"`).
+    pub unrecorded: u64,
+    /// Syncs to disk.
+    pub syncs: u64,
+    /// The last thing that went wrong, whether or not it is over.
+    pub last_error: Option<String>,
+}
+
+impl Log {
+    /// Opens the log in `settings.dir`, continuing what is there. The notes say what a kill left behind.
+    pub fn open(settings: Settings) -> Result<(Arc<Self>, Vec<String>), AuditError> {
+        make_dir(&settings.dir)?;
+        let lock = lock(&settings.dir)?;
+        let mut found = recover(&settings)?;
+        let sent = feed::load_cursor(&settings.dir);
+        if let Some(sent) = sent.filter(|sent| settings.journald && *sent > found.head.seq) {
+            found.alerts.push(feed::ahead(sent, found.head));
+        }
+        let (archive, closed) = channel();
+        let inner = Arc::new(Inner {
+            writer: Mutex::new(Writer {
+                head: found.head,
+                segment: found.segment,
+                pending: Vec::new(),
+                created: true,
+                down: None,
+                archive,
+                line: Vec::with_capacity(4096),
+                clock: Clock::new(),
+            }),
+            syncing: Mutex::new(()),
+            names: Mutex::new(()),
+            floods: Mutex::new(Floods::default()),
+            head: AtomicU64::new(found.head.seq),
+            // What a kill left may not be on disk: the first sync takes care of it.
+            synced: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            alarm: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(|why| AuditError::io("make an eventfd for", &settings.dir)(why.into()))?,
+            bell: Bell::default(),
+            journal: Journal::new(sent.map_or(found.head.seq, |sent| sent.min(found.head.seq))),
+            counters: Counters::default(),
+            last_error: Mutex::new(None),
+            settings,
+        });
+        for alert in &found.alerts {
+            let entry = Entry {
+                extra: Some(alert),
+                ..Entry::of(Event::AlertChainBroken)
+            };
+            inner
+                .append(&entry)
+                .map_err(|why| AuditError::NotWritable(why.0))?;
+        }
+        let threads = start(&inner, closed)?;
+        let log = Self {
+            inner,
+            threads: Mutex::new(threads),
+            _lock: lock,
+        };
+        Ok((Arc::new(log), found.notes))
+    }
+
+    /// Records `entry` before its answer leaves. When this returns, killing the daemon does not lose it.
+    pub fn keep(&self, entry: &Entry<'_>) -> Result<Receipt, Unavailable> {
+        let inner = &*self.inner;
+        if entry.decision == Verdict::Deny {
+            let bot = entry.who.and_then(|who| who.bot());
+            let now = crate::sys::map::monotonic();
+            if !held(&inner.floods).admit(bot, entry.reason.unwrap_or("unknown"), now) {
+                return Ok(Receipt(Kept::Counted));
+            }
+        }
+        let kept = inner
+            .append(entry)
+            .and_then(|seq| match inner.settings.sync {
+                Sync::Always => inner.sync_to(seq).map(|()| seq),
+                Sync::Second => Ok(seq),
+            });
+        match (kept, inner.settings.on_failure) {
+            (Ok(seq), _) => Ok(Receipt(Kept::Recorded(seq))),
+            (Err(why), OnFailure::Deny) => {
+                inner.counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(why)
+            }
+            (Err(_), OnFailure::Allow) => {
+                inner.counters.unrecorded.fetch_add(1, Ordering::Relaxed);
+                Ok(Receipt(Kept::Unrecorded))
+            }
+        }
+    }
+
+    /// Whether records can be kept now; if not, why.
+    pub fn available(&self) -> Result<(), String> {
+        self.inner
+            .writer()
+            .down
+            .as_ref()
+            .map_or(Ok(()), |down| Err(down.to_string()))
+    }
+
+    /// The last record's number and hash: pin it elsewhere, and a cut tail shows.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.inner.writer().head
+    }
+
+    /// How the log stands.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let inner = &*self.inner;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (seq, size, mapped) = {
+            let writer = inner.writer();
+            (
+                writer.head.seq,
+                writer.segment.size,
+                writer.segment.is_mapped(),
+            )
+        };
+        let (behind, error) = if inner.settings.journald {
+            inner.journal.state(seq)
+        } else {
+            (0, None)
+        };
+        Stats {
+            seq,
+            synced: count(&inner.synced),
+            segments: count(&inner.counters.closed_segments) + 1,
+            bytes: count(&inner.counters.closed_bytes) + size,
+            mapped,
+            journal_behind: behind,
+            journal_error: error,
+            flooded: held(&inner.floods).total,
+            refused: count(&inner.counters.refused),
+            unrecorded: count(&inner.counters.unrecorded),
+            syncs: count(&inner.counters.syncs),
+            last_error: held(&inner.last_error).clone(),
+        }
+    }
+
+    /// Syncs, cuts the segment to its length, lets journald have what it takes, and ends the threads.
+    pub fn close(&self) {
+        if self.inner.stopping.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.inner.tell_floods();
+        self.inner.raise_alarm();
+        let mut threads = std::mem::take(&mut *held(&self.threads)).into_iter();
+        // The keeper comes first: it must not repair what `finish` closes.
+        let _ = threads.next().map(JoinHandle::join);
+        self.inner.finish();
+        self.inner.bell.ring();
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("dir", &self.inner.settings.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(super) fn writer(&self) -> MutexGuard<'_, Writer> {
+        held(&self.writer)
+    }
+
+    /// Appends a record unless the log is down.
+    pub(super) fn append(&self, entry: &Entry<'_>) -> Result<u64, Unavailable> {
+        let mut writer = self.writer();
+        if let Some(down) = &writer.down {
+            return Err(Unavailable(down.to_string()));
+        }
+        match writer.put(entry, &self.settings) {
+            Ok(seq) => {
+                self.head.store(seq, Ordering::Release);
+                drop(writer);
+                self.bell.ring();
+                Ok(seq)
+            }
+            Err(down) => {
+                let why = Unavailable(down.to_string());
+                self.fail(&mut writer, down);
+                Err(why)
+            }
+        }
+    }
+
+    /// Stops service until the keeper has repaired it.
+    pub(super) fn fail(&self, writer: &mut Writer, down: Down) {
+        *held(&self.last_error) = Some(down.to_string());
+        tracing::error!(why = %down, "no audit record can be kept");
+        writer.down = Some(down);
+        self.raise_alarm();
+    }
+
+    /// Wakes the keeper.
+    fn raise_alarm(&self) {
+        // It fails only where the counter is full, and then the keeper is awake.
+        let _ = self.alarm.write(1);
+    }
+
+    /// Records what was counted of floods, if anything.
+    pub(super) fn tell_floods(&self) {
+        if self.writer().down.is_some() {
+            return;
+        }
+        let Some(floods) = held(&self.floods).take() else {
+            return;
+        };
+        let members = extra(&[("floods", floods)]);
+        let entry = Entry {
+            extra: Some(&members),
+            ..Entry::of(Event::AlertFlood)
+        };
+        if let Err(why) = self.append(&entry) {
+            tracing::warn!(%why, %members, "a flood of denials was not recorded");
+        }
+    }
+}
+
+impl Writer {
+    /// Renders the entry as the next record and puts it into the segment.
+    pub(super) fn put(&mut self, entry: &Entry<'_>, settings: &Settings) -> Result<u64, Down> {
+        let now = Now::read();
+        let mut hash = record(&mut self.line, &self.head, entry, &mut self.clock, now);
+        if self.line.len() > MAX_LINE {
+            let short = Entry {
+                extra: Some("\"too_long\":true"),
+                ..*entry
+            };
+            hash = record(&mut self.line, &self.head, &short, &mut self.clock, now);
+        }
+        if self.segment.is_due(self.line.len(), now.mono) {
+            self.switch(settings)?;
+        }
+        self.segment.append(&self.line)?;
+        self.head = Head {
+            seq: self.head.seq + 1,
+            hash,
+        };
+        Ok(self.head.seq)
+    }
+
+    /// Ends the archive's thread.
+    pub(super) fn stop_archive(&self) {
+        let _ = self.archive.send(Job::Stop);
+    }
+
+    /// Closes the segment and starts the next one.
+    pub(super) fn switch(&mut self, settings: &Settings) -> Result<(), Failure> {
+        let path = plain_path(&settings.dir, self.head.seq + 1);
+        let next = Segment::create(&path, self.head, settings.segment, settings.mapped)?;
+        let old = std::mem::replace(&mut self.segment, next);
+        self.created = true;
+        let _ = self.archive.send(Job::Closed {
+            file: old.file.clone(),
+            len: old.pos,
+        });
+        let end = Mark {
+            offset: old.pos,
+            head: self.head,
+        };
+        self.pending.push(Part {
+            file: old.file,
+            from: old.synced,
+            end,
+        });
+        Ok(())
+    }
+}
+
+/// Locks whatever a panicking thread left: the state is changed only by whole steps.
+pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn make_dir(dir: &Path) -> Result<(), AuditError> {
+    match DirBuilder::new().mode(0o750).create(dir) {
+        Ok(()) => {
+            let made = File::open(dir).map_err(AuditError::io("open", dir))?;
+            readable_by_adm(&made, 0o750);
+            Ok(())
+        }
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(why) => Err(AuditError::io("make the audit folder", dir)(why)),
+    }
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>, AuditError> {
+    let path = dir.join("audit.lock");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(AuditError::io("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| AuditError::Locked(dir.to_owned()))
+}
+
+fn start(inner: &Arc<Inner>, closed: Receiver<Job>) -> Result<Vec<JoinHandle<()>>, AuditError> {
+    let files =
+        segments(&inner.settings.dir).map_err(AuditError::io("list", &inner.settings.dir))?;
+    archive::count(inner, &files);
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work)
+            .map_err(AuditError::io("start a thread for", &inner.settings.dir))
+    };
+    // The keeper comes first: `close` ends it before the rest.
+    let (keeping, archiving, feeding) = (inner.clone(), inner.clone(), inner.clone());
+    let mut threads = vec![
+        spawn("audit-keeper", Box::new(move || keeper::run(&keeping)))?,
+        spawn(
+            "audit-archive",
+            Box::new(move || archive::run(&archiving, &closed)),
+        )?,
+    ];
+    if inner.settings.journald {
+        threads.push(spawn(
+            "audit-journal",
+            Box::new(move || feed::run(&feeding)),
+        )?);
+    }
+    Ok(threads)
+}

@@ -1,0 +1,137 @@
+//! Finds records.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::AuditError;
+use super::chain::seq_of;
+use super::files::{Lines, segments};
+use super::record::Record;
+
+/// Which records are wanted: all that is given must match. In patterns `*` stands for any text.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// The bot's name.
+    pub bot: Option<String>,
+    /// The secret's name.
+    pub secret: Option<String>,
+    /// The event, such as `alert.*`.
+    pub event: Option<String>,
+    /// The decision.
+    pub decision: Option<String>,
+    /// The peer's system unit.
+    pub unit: Option<String>,
+    /// The peer's user id.
+    pub uid: Option<u32>,
+    /// Not before.
+    pub since: Option<SystemTime>,
+    /// Before.
+    pub until: Option<SystemTime>,
+    /// The first and last sequence number.
+    pub seq: Option<(u64, u64)>,
+    /// Only the last so many.
+    pub limit: Option<usize>,
+}
+
+impl Filter {
+    /// Whether a record is wanted.
+    #[must_use]
+    pub fn matches(&self, record: &Record) -> bool {
+        let peer = record.peer.as_ref();
+        let unit = peer.and_then(|peer| peer.unit.as_deref());
+        let uid = peer.and_then(|peer| peer.uid);
+        let text = [
+            (&self.bot, record.bot.as_deref()),
+            (&self.secret, record.secret.as_deref()),
+            (&self.event, Some(record.event.as_str())),
+            (&self.decision, Some(record.decision.as_str())),
+            (&self.unit, unit),
+        ];
+        text.iter().all(|(pattern, text)| match (pattern, text) {
+            (None, _) => true,
+            (Some(pattern), Some(text)) => glob(pattern.as_bytes(), text.as_bytes()),
+            (Some(_), None) => false,
+        }) && self.uid.is_none_or(|wanted| uid == Some(u64::from(wanted)))
+            && self.in_time(record)
+    }
+
+    fn in_time(&self, record: &Record) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        record.when().is_some_and(|when| {
+            self.since.is_none_or(|since| when >= since)
+                && self.until.is_none_or(|until| when < until)
+        })
+    }
+}
+
+/// Whether `text` matches `pattern`, where `*` stands for any text, slashes too.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == Some(&text[t]) {
+            (p, t) = (p + 1, t + 1);
+        } else if let Some((at, from)) = star {
+            star = Some((at, from + 1));
+            (p, t) = (at + 1, from + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+/// The records of the log in `dir` that match, in their order.
+pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
+    let files = segments(dir).map_err(AuditError::io("list", dir))?;
+    let (low, high) = filter.seq.unwrap_or((0, u64::MAX));
+    let mut found = std::collections::VecDeque::new();
+    for (at, file) in files.iter().enumerate() {
+        // What a later segment has again counts there.
+        let end = files.get(at + 1).map_or(u64::MAX, |next| next.first);
+        if end <= low || file.first > high {
+            continue;
+        }
+        let fail = || AuditError::io("read", &file.path);
+        let mut lines = Lines::open(file).map_err(fail())?;
+        while let Some(line) = lines.next_line().map_err(fail())? {
+            let wanted = seq_of(line).is_some_and(|seq| seq < end && (low..=high).contains(&seq));
+            let record = if wanted { Record::parse(line) } else { None };
+            found.extend(record.filter(|record| filter.matches(record)));
+            if let Some(limit) = filter.limit {
+                found.drain(..found.len().saturating_sub(limit));
+            }
+        }
+    }
+    Ok(found.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, text, want) in [
+            ("openai/*", "openai/a/b", true),
+            ("*key", "openai/api-key", true),
+            ("a*b*c", "a/x/b/b/c", true),
+            ("a*b*c", "a/x/c/b", false),
+            ("secret.*", "secret.read", true),
+            ("read", "secret.read", false),
+            ("*", "", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(
+                glob(pattern.as_bytes(), text.as_bytes()),
+                want,
+                "{pattern} {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A record as it is read back.
+
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// One record, and the line that it was read from.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Record {
+    /// Sequence number, from 1.
+    pub seq: u64,
+    /// RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// Seconds of the monotonic clock.
+    pub mono: f64,
+    /// What happened, such as `secret.read`.
+    pub event: String,
+    /// `allow`, `deny` or `info`.
+    pub decision: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// The rule that decided.
+    pub rule: Option<String>,
+    /// The secret.
+    pub secret: Option<String>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The bot.
+    pub bot: Option<String>,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// Which way it was asked.
+    pub surface: String,
+    /// Who asked.
+    pub peer: Option<Peer>,
+    /// The id that the answer carries too.
+    pub request_id: Option<String>,
+    /// The hash of the record before.
+    pub prev: String,
+    /// Its own.
+    pub hash: String,
+    /// The whole line, without its newline.
+    #[serde(skip)]
+    pub line: String,
+}
+
+/// Who asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+pub struct Peer {
+    /// Process id.
+    pub pid: Option<u64>,
+    /// User id.
+    pub uid: Option<u64>,
+    /// Group id.
+    pub gid: Option<u64>,
+    /// The image's path, as text; [`unescape`](super::unescape) gives its bytes.
+    pub exe: Option<String>,
+    /// The system unit.
+    pub unit: Option<String>,
+    /// Its invocation.
+    pub invocation_id: Option<String>,
+}
+
+/// The keys of every record; what else a record has was added by its event.
+const KEYS: [&str; 16] = [
+    "seq",
+    "time",
+    "mono",
+    "event",
+    "decision",
+    "reason",
+    "rule",
+    "secret",
+    "version",
+    "bot",
+    "roles",
+    "surface",
+    "peer",
+    "request_id",
+    "prev",
+    "hash",
+];
+
+impl Record {
+    /// Reads one line; `None` where it is not a record.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut record: Self = serde_json::from_str(line).ok()?;
+        line.clone_into(&mut record.line);
+        Some(record)
+    }
+
+    /// What its event adds to the keys of every record.
+    #[must_use]
+    pub fn extra(&self) -> Map<String, Value> {
+        let mut all: Map<String, Value> = serde_json::from_str(&self.line).unwrap_or_default();
+        all.retain(|key, _| !KEYS.contains(&key.as_str()));
+        all
+    }
+
+    /// When, on the wall clock.
+    #[must_use]
+    pub fn when(&self) -> Option<SystemTime> {
+        humantime::parse_rfc3339(&self.time).ok()
+    }
+}
+
+/// When a line says that it was written, without parsing the rest of it.
+pub(super) fn time_of(line: &[u8]) -> Option<SystemTime> {
+    const KEY: &[u8] = b",\"time\":\"";
+    // It is the second key: `{"seq":` and at most 20 digits come before.
+    let head = line.get(..64.min(line.len()))?;
+    let at = head.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    let text = line.get(at..)?.split(|byte| *byte == b'"').next()?;
+    humantime::parse_rfc3339(std::str::from_utf8(text).ok()?).ok()
+}

@@ -1,0 +1,381 @@
+//! Checks a whole log and names the first bad record: a pure [`Verifier`] over lines, and its reading rim.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::AuditError;
+use super::chain::{Hash, Head, Link};
+use super::files::{Lines, Tail, segments};
+use super::record::Record;
+
+/// What is wrong with a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The line is no record.
+    NotARecord,
+    /// Its bytes do not have its hash: it was edited.
+    Edited,
+    /// It has its own hash, but not the one that the record after it (or the pinned head) follows.
+    Rewritten,
+    /// Records from this one up to `to` were removed within a file.
+    Removed {
+        /// The last one that is missing.
+        to: u64,
+    },
+    /// Records from this one up to `to` are missing between two segments.
+    SegmentGap {
+        /// The last one that is missing.
+        to: u64,
+    },
+    /// It stands after a record that it comes before.
+    Swapped,
+    /// It is there twice.
+    Duplicate,
+    /// The file's name says another first record.
+    Misnamed,
+    /// The log begins here, and no `audit.expired` says where the records before went.
+    BeginsLate,
+    /// The log ends before the pinned head.
+    CutTail,
+    /// Behind a gap of zeros, or unfinished in a closed segment.
+    BadTail,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::NotARecord => "the line is not an audit record",
+            Self::Edited => "edited: its content does not have its hash",
+            Self::Rewritten => "rewritten: its hash is not the one that was chained to or pinned",
+            Self::Removed { to } => return write!(f, "removed: records up to {to} are missing"),
+            Self::SegmentGap { to } => {
+                return write!(f, "records up to {to} are missing between two segments");
+            }
+            Self::Swapped => "swapped: it stands after a later record",
+            Self::Duplicate => "duplicate: it is there twice",
+            Self::Misnamed => "the file's name says another first record",
+            Self::BeginsLate => "the records before are missing and no audit.expired names them",
+            Self::CutTail => "cut: the log ends before the pinned head",
+            Self::BadTail => "the file goes on with something that is no record",
+        };
+        f.write_str(text)
+    }
+}
+
+/// One bad record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// The segment file's name; empty where the log ends too early.
+    pub file: String,
+    /// The line in it (uncompressed), from 1.
+    pub line: u64,
+    /// The record's number, or the one it should have.
+    pub seq: u64,
+    /// What is wrong.
+    pub why: Why,
+    /// The `alert.chain_broken` by which the agent told of it when it happened.
+    pub noticed: Option<u64>,
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            file,
+            line,
+            seq,
+            why,
+            noticed,
+        } = self;
+        if file.is_empty() {
+            write!(f, "record {seq}: {why}")?;
+        } else {
+            write!(f, "{file} line {line}, record {seq}: {why}")?;
+        }
+        match noticed {
+            Some(alert) => write!(
+                f,
+                " (the agent noticed it: record {alert}, alert.chain_broken)"
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What came of checking a log.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Segment files that were read.
+    pub segments: u64,
+    /// Records that were read.
+    pub records: u64,
+    /// The first record's number.
+    pub first: Option<u64>,
+    /// Where the chain ends.
+    pub head: Option<Head>,
+    /// Whether the last line is unfinished, as a kill leaves it; the agent removes it when it starts.
+    pub torn: bool,
+    /// Bad records, the first one first.
+    pub bad: Vec<Bad>,
+}
+
+impl Report {
+    /// Whether every record is as it was written.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.bad.is_empty()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Place {
+    file: String,
+    line: u64,
+}
+
+/// Checks lines as they come, in the order of the segments.
+#[derive(Debug)]
+pub struct Verifier {
+    pinned: Option<Head>,
+    at: Place,
+    /// Records of this segment from this number on are in the next one again.
+    until: u64,
+    first: u64,
+    start: Option<(Head, Place)>,
+    head: Option<(Head, Place)>,
+    /// The last line was no record, so that the next one may be further on.
+    lost: bool,
+    again: HashMap<u64, (Hash, Place)>,
+    expired: Vec<Head>,
+    report: Report,
+}
+
+impl Verifier {
+    /// A new check; with `pinned`, the log must have that record.
+    #[must_use]
+    pub fn new(pinned: Option<Head>) -> Self {
+        Self {
+            pinned,
+            at: Place::default(),
+            until: u64::MAX,
+            first: 0,
+            start: None,
+            head: None,
+            lost: false,
+            again: HashMap::new(),
+            expired: Vec::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// The lines that follow are of file `name`, whose first record is `first`; the file after it begins
+    /// with `next`.
+    pub fn segment(&mut self, name: &str, first: u64, next: Option<u64>) {
+        self.report.segments += 1;
+        self.at = Place {
+            file: name.to_owned(),
+            line: 0,
+        };
+        (self.first, self.until) = (first, next.unwrap_or(u64::MAX));
+    }
+
+    /// The next line.
+    pub fn line(&mut self, line: &[u8]) {
+        self.at.line += 1;
+        let Some(link) = Link::read(line) else {
+            self.bad(self.expected(), Why::NotARecord);
+            self.lost = true;
+            return;
+        };
+        self.report.records += 1;
+        if self.at.line == 1 && link.seq != self.first {
+            self.bad(self.first, Why::Misnamed);
+        }
+        if !link.intact {
+            self.bad(link.seq, Why::Edited);
+        }
+        if link.seq >= self.until {
+            self.again.insert(link.seq, (link.hash, self.at.clone()));
+            return;
+        }
+        if let Some((hash, place)) = self.again.remove(&link.seq)
+            && hash != link.hash
+        {
+            self.bad_at(place, link.seq, Why::Rewritten);
+        }
+        if self.follows(&link) {
+            self.head = Some((link.head(), self.at.clone()));
+            self.note(line);
+        }
+        if self
+            .pinned
+            .is_some_and(|pin| pin.seq == link.seq && pin.hash != link.hash)
+        {
+            self.bad(link.seq, Why::Rewritten);
+        }
+    }
+
+    /// What follows the last line of the segment.
+    pub fn tail(&mut self, tail: Tail, newest: bool) {
+        let (expected, tail_is_ours) = (self.expected(), self.until > self.expected());
+        match tail {
+            Tail::Clean => {}
+            Tail::Torn if newest => self.report.torn = true,
+            // The next segment has what should be here.
+            Tail::Torn if !tail_is_ours => {}
+            Tail::Torn | Tail::Gap => {
+                self.at.line += 1;
+                self.bad(expected, Why::BadTail);
+            }
+        }
+    }
+
+    /// Whether the record stands where it should.
+    fn follows(&mut self, link: &Link) -> bool {
+        let lost = std::mem::take(&mut self.lost);
+        let Some((head, place)) = self.head.clone() else {
+            self.start = Some((link.before(), self.at.clone()));
+            self.report.first = Some(link.seq);
+            return true;
+        };
+        if link.seq <= head.seq {
+            self.out_of_order(link.seq);
+            return false;
+        }
+        if link.seq > head.seq + 1 {
+            let to = link.seq - 1;
+            let why = if self.at.line == 1 {
+                Why::SegmentGap { to }
+            } else {
+                Why::Removed { to }
+            };
+            if !lost || to > head.seq + 1 {
+                self.bad(head.seq + 1, why);
+            }
+        } else if link.prev != head.hash && link.intact && !lost {
+            self.bad_at(place, head.seq, Why::Rewritten);
+        }
+        true
+    }
+
+    /// A record that was thought missing has moved; any other is there twice.
+    fn out_of_order(&mut self, seq: u64) {
+        let moved = self.report.bad.iter_mut().find(|bad| match bad.why {
+            Why::Removed { to } | Why::SegmentGap { to } => (bad.seq..=to).contains(&seq),
+            _ => false,
+        });
+        match moved {
+            Some(bad) => bad.why = Why::Swapped,
+            None => self.bad(seq, Why::Duplicate),
+        }
+    }
+
+    /// Two kinds of records speak of the log itself.
+    fn note(&mut self, line: &[u8]) {
+        let has = |event: &[u8]| line.windows(event.len()).any(|window| window == event);
+        if !has(br#""event":"audit.expired""#) && !has(br#""event":"alert.chain_broken""#) {
+            return;
+        }
+        let Some(record) = Record::parse(line) else {
+            return;
+        };
+        let extra = record.extra();
+        if record.event == "audit.expired" {
+            self.expired.extend(expired(&extra));
+        } else if let Some(file) = extra.get("segment").and_then(Value::as_str) {
+            let first = file.get(..26).unwrap_or(file);
+            for bad in self
+                .report
+                .bad
+                .iter_mut()
+                .filter(|bad| bad.file.starts_with(first))
+            {
+                bad.noticed.get_or_insert(record.seq);
+            }
+        }
+    }
+
+    fn expected(&self) -> u64 {
+        self.head
+            .as_ref()
+            .map_or(self.first, |(head, _)| head.seq + 1)
+    }
+
+    fn bad(&mut self, seq: u64, why: Why) {
+        self.bad_at(self.at.clone(), seq, why);
+    }
+
+    fn bad_at(&mut self, place: Place, seq: u64, why: Why) {
+        let Place { file, line } = place;
+        // One record may be wrong in several ways; the first says it.
+        if !self
+            .report
+            .bad
+            .iter()
+            .any(|bad| bad.seq == seq && bad.file == file && bad.line == line)
+        {
+            self.report.bad.push(Bad {
+                file,
+                line,
+                seq,
+                why,
+                noticed: None,
+            });
+        }
+    }
+
+    /// The result.
+    #[must_use]
+    pub fn finish(mut self) -> Report {
+        if let Some((before, place)) = self.start.take()
+            && before != Head::START
+            && !self.expired.contains(&before)
+        {
+            self.bad_at(place, before.seq + 1, Why::BeginsLate);
+        }
+        let end = self.head.as_ref().map_or(0, |(head, _)| head.seq);
+        if self.pinned.is_some_and(|pin| pin.seq > end) {
+            self.bad_at(Place::default(), end + 1, Why::CutTail);
+        }
+        self.report.head = self.head.map(|(head, _)| head);
+        self.report.bad.sort_by_key(|bad| bad.seq);
+        self.report
+    }
+}
+
+fn expired(extra: &Map<String, Value>) -> Option<Head> {
+    Some(Head {
+        seq: extra.get("last_seq")?.as_u64()?,
+        hash: extra.get("last_hash")?.as_str()?.parse().ok()?,
+    })
+}
+
+/// Checks the log in `dir`, also while it is written.
+pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
+    let files = segments(dir).map_err(AuditError::io("list", dir))?;
+    let mut verifier = Verifier::new(pinned);
+    for (at, file) in files.iter().enumerate() {
+        let next = files.get(at + 1).map(|next| next.first);
+        let fail = || AuditError::io("read", &file.path);
+        verifier.segment(&file.name(), file.first, next);
+        let mut lines = Lines::open(file).map_err(fail())?;
+        let mut looks = 0;
+        let tail = loop {
+            while let Some(line) = lines.next_line().map_err(fail())? {
+                verifier.line(line);
+            }
+            let tail = lines.tail().map_err(fail())?;
+            looks += 1;
+            // What looks unfinished at the end of a log may be a record that is written just now.
+            if tail == Tail::Clean || next.is_some() || looks == 5 {
+                break tail;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        verifier.tail(tail, next.is_none());
+    }
+    Ok(verifier.finish())
+}

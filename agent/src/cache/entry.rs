@@ -1,0 +1,144 @@
+//! A secret in memory: its current version and the one before.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use hyper::header::HeaderValue;
+use keyhatch_protocol::Name;
+
+use super::lease::{Lease, Permit};
+use super::render::{self, About};
+use super::{LoadError, field};
+use crate::sys::arena::{Arena, Block};
+
+/// A secret as it is served.
+pub struct Entry {
+    /// Its name.
+    pub name: Name,
+    /// The source it came from.
+    pub source: Arc<str>,
+    /// The current version.
+    pub current: Arc<Version>,
+    /// The version before, where one is kept.
+    pub previous: Option<Arc<Version>>,
+}
+
+/// One version of a secret, with its replies ready.
+pub struct Version {
+    id: Arc<str>,
+    /// The version as an entity tag (RFC 9110 section 8.8.3).
+    etag: HeaderValue,
+    /// The version as a header value.
+    header: HeaderValue,
+    updated_at: Box<str>,
+    json: Arc<Block>,
+    raw: Raw,
+}
+
+/// Where the exact bytes of the value are.
+enum Raw {
+    /// Inside the JSON reply.
+    Inside(Range<usize>),
+    /// In a block of their own, since JSON had to escape them.
+    Own(Arc<Block>),
+}
+
+/// The shape of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The JSON document.
+    Json,
+    /// The exact bytes.
+    Raw,
+}
+
+impl Version {
+    /// Renders a value that stands in secret memory.
+    pub fn load(
+        arena: &Arc<Arena>,
+        about: &About<'_>,
+        value: Block,
+    ) -> Result<Self, LoadError> {
+        let rendered = render::reply(arena, about, &value)?;
+        let raw = match rendered.raw {
+            Some(range) => Raw::Inside(range),
+            None => Raw::Own(Arc::new(value)),
+        };
+        let header = |text: &str| {
+            HeaderValue::from_str(text).map_err(|_| LoadError::Version(about.name.into()))
+        };
+        Ok(Self {
+            id: about.version.into(),
+            etag: header(&format!("\"{}\"", about.version))?,
+            header: header(about.version)?,
+            updated_at: about.updated_at.into(),
+            json: Arc::new(rendered.json),
+            raw,
+        })
+    }
+
+    /// The opaque version string.
+    #[must_use]
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// The version as an entity tag.
+    #[must_use]
+    pub fn etag(&self) -> &HeaderValue {
+        &self.etag
+    }
+
+    /// The version as a header value.
+    #[must_use]
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// Lends the value, in the shape asked for, to the peer whose permit this is.
+    #[must_use]
+    pub fn lease(&self, _permit: &Permit, form: Form) -> Lease {
+        match (form, &self.raw) {
+            (Form::Json, _) => Lease::whole(&self.json),
+            (Form::Raw, Raw::Own(block)) => Lease::whole(block),
+            (Form::Raw, Raw::Inside(range)) => Lease::part(&self.json, range.clone()),
+        }
+    }
+
+    /// The JSON document up to the word that says whether the value is stale.
+    #[must_use]
+    pub fn lease_but_staleness(&self, _permit: &Permit) -> Lease {
+        Lease::part(&self.json, 0..self.json.len() - render::FRESH.len())
+    }
+
+    /// One field of the value, rendered for this request alone.
+    ///
+    /// `Ok(None)` where the value is not a JSON object or has no such field.
+    pub fn lease_field(
+        &self,
+        _permit: &Permit,
+        arena: &Arc<Arena>,
+        entry: &Entry,
+        name: &str,
+        form: Form,
+    ) -> Result<Option<Lease>, LoadError> {
+        let about = About {
+            name: entry.name.as_str(),
+            version: &self.id,
+            updated_at: &self.updated_at,
+            source: &entry.source,
+        };
+        let rendered = field::with(self.raw(), name, |value| match form {
+            Form::Json => render::reply(arena, &about, value).map(|rendered| rendered.json),
+            Form::Raw => render::copy(arena, value),
+        });
+        Ok(rendered.transpose()?.map(|block| Lease::whole(&Arc::new(block))))
+    }
+
+    fn raw(&self) -> &[u8] {
+        match &self.raw {
+            Raw::Inside(range) => &self.json[range.clone()],
+            Raw::Own(block) => block,
+        }
+    }
+}

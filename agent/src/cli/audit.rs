@@ -1,0 +1,267 @@
+//! `keyhatchd audit`: reading the audit log. It works on the files, with or without a running daemon.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use clap::Subcommand;
+
+use super::{exit, fail, paths};
+use crate::audit::{self, AuditError, Filter, Hash, Head, Record};
+use crate::config::{self, Depth};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Print the newest records
+    #[command(after_help = "Example: keyhatchd audit tail -f")]
+    Tail(Tail),
+    /// Print the records that match; patterns have * for anything
+    #[command(after_help = "Example: keyhatchd audit query --bot support-bot --decision deny --since 1h")]
+    Query(Box<Query>),
+    /// Check every record and the chain that binds them
+    #[command(after_help = "Example: keyhatchd audit verify")]
+    Verify(Verify),
+}
+
+/// Which log.
+#[derive(clap::Args)]
+pub struct At {
+    /// The folder of the log
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    dir: Option<PathBuf>,
+    /// The daemon's configuration, which names the folder
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct Tail {
+    #[command(flatten)]
+    at: At,
+    /// Go on with new records as they come
+    #[arg(short, long)]
+    follow: bool,
+    /// How many records to begin with
+    #[arg(short = 'n', long, default_value_t = 20)]
+    lines: usize,
+    /// Print the records themselves, one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Query {
+    #[command(flatten)]
+    at: At,
+    /// The bot's name
+    #[arg(long)]
+    bot: Option<String>,
+    /// The secret's name
+    #[arg(long)]
+    secret: Option<String>,
+    /// The event, such as secret.read or alert.*
+    #[arg(long)]
+    event: Option<String>,
+    /// allow, deny or info
+    #[arg(long)]
+    decision: Option<String>,
+    /// The peer's unit
+    #[arg(long)]
+    unit: Option<String>,
+    /// The peer's uid
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Not before: a time as 2026-01-31T12:00:00Z, or a span such as 2h before now
+    #[arg(long, value_parser = moment)]
+    since: Option<SystemTime>,
+    /// Not after: the same
+    #[arg(long, value_parser = moment)]
+    until: Option<SystemTime>,
+    /// A record's number, or FIRST-LAST
+    #[arg(long, value_parser = numbers)]
+    seq: Option<(u64, u64)>,
+    /// At most so many, the newest ones
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Print the records themselves, one JSON object a line
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print comma-separated values with a header line
+    #[arg(long)]
+    csv: bool,
+}
+
+#[derive(clap::Args)]
+struct Verify {
+    #[command(flatten)]
+    at: At,
+    /// A record that must be there, as SEQ:HASH, noted elsewhere before
+    #[arg(long, value_parser = head)]
+    head: Option<Head>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn audit(args: Args) -> u8 {
+    match args.verb {
+        Verb::Tail(tail) => with_dir(&tail.at, |dir| print_tail(&dir, &tail)),
+        Verb::Query(query) => with_dir(&query.at, |dir| print_query(&dir, &query)),
+        Verb::Verify(verify) => with_dir(&verify.at, |dir| print_verify(&dir, &verify)),
+    }
+}
+
+fn with_dir(at: &At, act: impl FnOnce(PathBuf) -> Result<u8, AuditError>) -> u8 {
+    match at.find().map(act) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => fail(exit::FAILED, error),
+        Err(problem) => fail(exit::CONFIG, problem),
+    }
+}
+
+impl At {
+    /// The folder that is meant: the service's where it has a configuration, else the caller's own.
+    pub fn find(&self) -> Result<PathBuf, String> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let service = PathBuf::from(paths::CONFIG);
+        let dev = paths::dev_state().map(|state| state.join("keyhatch.toml"));
+        let config = self
+            .config
+            .clone()
+            .or_else(|| Some(service).filter(|path| path.exists()))
+            .or_else(|| dev.filter(|path| path.exists()))
+            .ok_or("no configuration found; name the log with --dir or --config")?;
+        config::load(&config, Depth::ContentOnly).map(|config| config.audit.dir.clone()).map_err(
+            |problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+        )
+    }
+}
+
+fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
+    let color = std::io::stdout().is_terminal();
+    audit::tail(dir, args.follow, args.lines, |record| {
+        let line = if args.json { record.line.clone() } else { audit::format_line(record, color) };
+        say(&line)
+    })?;
+    Ok(0)
+}
+
+fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
+    let filter = Filter {
+        bot: args.bot.clone(),
+        secret: args.secret.clone(),
+        event: args.event.clone(),
+        decision: args.decision.clone(),
+        unit: args.unit.clone(),
+        uid: args.uid,
+        since: args.since,
+        until: args.until,
+        seq: args.seq,
+        limit: args.limit,
+    };
+    let color = std::io::stdout().is_terminal();
+    let records = audit::query(dir, &filter)?;
+    if args.csv {
+        say("seq,time,event,decision,reason,secret,version,bot,uid,pid,unit,exe,request_id");
+    }
+    for record in &records {
+        let line = if args.json {
+            record.line.clone()
+        } else if args.csv {
+            csv(record)
+        } else {
+            audit::format_line(record, color)
+        };
+        if !say(&line) {
+            break;
+        }
+    }
+    Ok(0)
+}
+
+fn print_verify(dir: &std::path::Path, args: &Verify) -> Result<u8, AuditError> {
+    let report = audit::verify(dir, args.head.clone())?;
+    let (seq, hash) = report.head.as_ref().map_or((0, String::new()), |h| (h.seq, h.hash.as_str().to_owned()));
+    if args.json {
+        let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
+        say(&serde_json::json!({
+            "whole": report.is_whole(), "segments": report.segments, "records": report.records,
+            "head": format!("{seq}:{hash}"), "bad": bad,
+        }).to_string());
+    } else if report.is_whole() {
+        say(&format!("{} records in {} segments, whole; head {seq}:{hash}", report.records, report.segments));
+    }
+    if report.is_whole() {
+        return Ok(0);
+    }
+    if !args.json {
+        report.bad.iter().for_each(|bad| eprintln!("{bad}"));
+    }
+    Ok(exit::FAILED)
+}
+
+/// Prints a line; false once nobody reads any more.
+fn say(line: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+}
+
+fn csv(record: &Record) -> String {
+    let peer = record.peer.as_ref();
+    let number = |n: Option<u64>| n.map(|n| n.to_string()).unwrap_or_default();
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    let cells = [
+        record.seq.to_string(),
+        record.time.clone(),
+        record.event.clone(),
+        record.decision.clone(),
+        text(&record.reason),
+        text(&record.secret),
+        text(&record.version),
+        text(&record.bot),
+        number(peer.and_then(|peer| peer.uid)),
+        number(peer.and_then(|peer| peer.pid)),
+        peer.map(|peer| text(&peer.unit)).unwrap_or_default(),
+        peer.map(|peer| text(&peer.exe)).unwrap_or_default(),
+        text(&record.request_id),
+    ];
+    cells.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(",")
+}
+
+/// RFC 4180, and no cell that a spreadsheet takes for a formula.
+fn csv_cell(text: &str) -> String {
+    let guarded = if text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text.to_owned() };
+    let clean: String = guarded.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.contains([',', '"']) { format!("\"{}\"", clean.replace('"', "\"\"")) } else { clean }
+}
+
+fn moment(text: &str) -> Result<SystemTime, String> {
+    if let Ok(span) = humantime::parse_duration(text) {
+        return SystemTime::now().checked_sub(span).ok_or_else(|| "that is before time began".into());
+    }
+    humantime::parse_rfc3339_weak(text).map_err(|_| "write 2026-01-31T12:00:00Z, or a span such as 2h".into())
+}
+
+fn numbers(text: &str) -> Result<(u64, u64), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) => Ok((first, last)),
+        _ => Err("write a number, or FIRST-LAST".into()),
+    }
+}
+
+fn head(text: &str) -> Result<Head, String> {
+    let wrong = || "write SEQ:HASH as `audit verify` prints it".to_owned();
+    let (seq, hash) = text.split_once(':').ok_or_else(wrong)?;
+    let seq = seq.parse().map_err(|_| wrong())?;
+    let hash = Hash::parse(hash.as_bytes()).ok_or_else(wrong)?;
+    Ok(Head { seq, hash })
+}

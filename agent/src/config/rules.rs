@@ -1,0 +1,219 @@
+//! `[[bot]]` and `[role.X]`: read into the policy's words, each with its line.
+
+use std::path::PathBuf;
+
+use keyhatch_protocol::Action;
+
+use super::section::{Section, Value, checked_name};
+use super::{Depth, host};
+use crate::policy::{
+    At, BotInput, Pattern, PatternError, Place, Report, RoleInput, RuleInput, Selectors, suggest,
+};
+
+/// A bot, or nothing where anything in it is wrong: half a bot would only lead to more errors.
+pub(super) fn read_bot(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<BotInput> {
+    let before = report.errors.len();
+    section.check_keys(&["name", "match", "roles"], &["credentials"], report);
+    let name = section
+        .required("name", "\"support-bot\"", report)
+        .and_then(|name| checked_name("bot", name, report));
+    let selectors = match section.get("match") {
+        Some(value) => value
+            .section("`match`", report)
+            .map(|selectors| read_selectors(&selectors, depth, report)),
+        None => {
+            section.missing("match", "{ user = \"support\" }", report);
+            None
+        }
+    };
+    let roles = match section.get("roles") {
+        Some(value) => value.strings(report),
+        None => {
+            section.missing("roles", "[\"llm-caller\"]", report);
+            None
+        }
+    };
+    if report.errors.len() > before {
+        return None;
+    }
+    let owned = |role: At<&str>| At {
+        value: role.value.to_owned(),
+        place: role.place,
+    };
+    Some(BotInput {
+        name: name?,
+        selectors: selectors?,
+        roles: roles?.into_iter().map(owned).collect(),
+    })
+}
+
+fn read_selectors(section: &Section<'_>, depth: Depth, report: &mut Report) -> Selectors {
+    let keys = [
+        "uid", "user", "gid", "group", "unit", "user_unit", "cgroup", "exe", "exe_sha256",
+    ];
+    section.check_keys(&keys, &[], report);
+    let account = |key: &'static str, report: &mut Report| {
+        let At { value, place } = section.string(key, report)?;
+        host::checked_account(key, value, &place, depth, report)
+    };
+    Selectors {
+        user: account("user", report),
+        group: account("group", report),
+        uid: section.get("uid").and_then(|value| value.number(report)),
+        gid: section.get("gid").and_then(|value| value.number(report)),
+        unit: glob(section, "unit", UNIT, report),
+        user_unit: glob(section, "user_unit", UNIT, report),
+        cgroup: glob(section, "cgroup", CGROUP, report),
+        exe: exe(section, report),
+        exe_sha256: digest(section, report),
+    }
+}
+
+/// What a glob must be able to match, or it never matches anything; and how to say so.
+type Shape = (&'static [&'static str], &'static str);
+
+const UNIT: Shape = (
+    &["*.service", "*.scope"],
+    "a unit ends in .service or .scope and has no slash, write it as \"support-bot.service\"",
+);
+const CGROUP: Shape = (
+    &["/**"],
+    "a cgroup path begins with a slash, write it as \"/system.slice/support-bot.service\"",
+);
+
+fn glob(section: &Section<'_>, key: &str, (shapes, why): Shape, report: &mut Report) -> Option<Pattern> {
+    let At { value: text, place } = section.string(key, report)?;
+    let found = Pattern::parse(text).map_err(|error| error.to_string()).and_then(|pattern| {
+        let possible = |shape: &&str| Pattern::parse(shape).is_ok_and(|shape| shape.meets(&pattern));
+        if shapes.iter().any(possible) {
+            Ok(pattern)
+        } else {
+            Err(format!("it can never match, {why}"))
+        }
+    });
+    found
+        .map_err(|why| report.error(&place, format!("`{key}` is {text:?}, {why}")))
+        .ok()
+}
+
+fn exe(section: &Section<'_>, report: &mut Report) -> Option<PathBuf> {
+    let At { value: path, place } = section.path("exe", report)?;
+    if path.as_os_str().as_encoded_bytes().contains(&b'*') {
+        let text = format!("`exe` is {:?}, but it names one file, not a pattern, write its path", path.display());
+        report.error(&place, text);
+        return None;
+    }
+    Some(path)
+}
+
+fn digest(section: &Section<'_>, report: &mut Report) -> Option<[u8; 32]> {
+    let At { value: text, place } = section.string("exe_sha256", report)?;
+    let digest = parse_digest(text);
+    if digest.is_none() {
+        let why = "it must be 64 hexadecimal digits, write what sha256sum prints";
+        report.error(&place, format!("`exe_sha256` is {text:?}, {why}"));
+    }
+    digest
+}
+
+fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let digits: Option<Vec<u8>> = text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect();
+    let digits = digits?;
+    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    if digits.len() % 2 == 0 { bytes.try_into().ok() } else { None }
+}
+
+/// A role, with those of its rules that are well-formed.
+pub(super) fn read_role(name: &str, section: &Section<'_>, report: &mut Report) -> Option<RoleInput> {
+    section.check_keys(&["grants", "deny"], &[], report);
+    let at = At {
+        value: name,
+        place: section.place(),
+    };
+    let name = checked_name("role", at, report)?;
+    let role = RoleInput {
+        grants: read_rules(section.get("grants"), "a grant", report),
+        deny: read_rules(section.get("deny"), "a deny", report),
+        name,
+    };
+    Some(role)
+}
+
+fn read_rules(value: Option<Value<'_>>, what: &str, report: &mut Report) -> Vec<RuleInput> {
+    let Some(list) = value.and_then(|value| value.list(report)) else {
+        return Vec::new();
+    };
+    let mut rules = Vec::new();
+    for value in list {
+        if let Some(section) = value.section(what, report) {
+            rules.extend(read_rule(&section, what, report));
+        }
+    }
+    rules
+}
+
+fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<RuleInput> {
+    section.check_keys(&["secrets", "actions"], &["routes"], report);
+    if section.get("routes").is_some() {
+        return None;
+    }
+    let Some(secrets) = section.get("secrets") else {
+        section.missing("secrets", "[\"openai/*\"]", report);
+        return None;
+    };
+    let patterns = read_patterns(&secrets, report)?;
+    let actions = match section.get("actions") {
+        Some(value) => read_actions(&value, what, report)?,
+        None if what == "a deny" => Action::ALL.to_vec(),
+        None => vec![Action::Read, Action::List, Action::Watch],
+    };
+    Some(RuleInput {
+        secrets: patterns,
+        actions,
+        place: section.place(),
+    })
+}
+
+fn read_patterns(value: &Value<'_>, report: &mut Report) -> Option<Vec<Pattern>> {
+    let texts = value.strings(report)?;
+    if texts.is_empty() {
+        report.error(&value.place(), "`secrets` is empty, so that it names nothing, add a name or pattern");
+    }
+    let mut patterns = Vec::new();
+    for At { value: text, place } in texts {
+        match Pattern::of_names(text) {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => report.error(&place, bad_pattern(text, error)),
+        }
+    }
+    (!patterns.is_empty()).then_some(patterns)
+}
+
+fn bad_pattern(text: &str, error: PatternError) -> String {
+    format!("`secrets` has {text:?}, {error}")
+}
+
+fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Vec<Action>> {
+    let words = value.strings(report)?;
+    if words.is_empty() {
+        report.error(&value.place(), "`actions` is empty, so that it allows nothing, add one or leave it out");
+    }
+    let mut actions = Vec::new();
+    for At { value: word, place } in words {
+        match word.parse() {
+            Ok(Action::Use) if what != "a deny" => use_of_secret(&place, report),
+            Ok(action) if !actions.contains(&action) => actions.push(action),
+            Ok(_) => report.error(&place, format!("action {word:?} is listed twice, remove one")),
+            Err(()) => {
+                let hint = suggest(word, Action::ALL.iter().map(|action| action.as_str()));
+                report.error(&place, format!("there is no action {word:?}, {hint}"));
+            }
+        }
+    }
+    (!actions.is_empty()).then_some(actions)
+}
+
+fn use_of_secret(place: &Place, report: &mut Report) {
+    let text = "action \"use\" is granted on routes, which this version does not have yet, remove it";
+    report.error(place, text);
+}

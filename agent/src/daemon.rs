@@ -1,0 +1,454 @@
+//! Wiring: start, reload, drain, stop.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc as channel;
+
+use crate::api::admin::{AdminServer, Reload};
+use crate::api::limits::Limits;
+use crate::api::{Context, RequestIds, Server, ServerError, metrics_server};
+use crate::audit::{self, Entry, Event, Log, extra};
+use crate::cache::Cache;
+use crate::config::{self, Config, Depth, SourceKind, Stamps};
+use crate::identity::accounts::Lookup;
+use crate::identity::{Images, Kernel};
+use crate::sources::{Asked, FileSource, Keeper, States};
+use crate::sys::arena::Arena;
+use crate::sys::harden;
+use crate::sys::secret::Protection;
+
+/// The secret memory of a process that may lock as much as it likes. Pages are taken as they are written.
+const UNLIMITED_ARENA: usize = 1 << 30;
+
+/// What is left of a limit on locked memory for others in the process.
+const SPARE: u64 = 64 * 1024;
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot work on this host.
+    #[error("{}", .0.join("\n"))]
+    Config(Vec<String>),
+    /// A file or folder.
+    #[error("{what} {path}: {why}", path = path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        why: io::Error,
+    },
+    /// Another daemon.
+    #[error("{0}: another keyhatchd uses this state_dir; stop it, or give each its own")]
+    StateInUse(PathBuf),
+    /// Another daemon.
+    #[error("{0}: another process listens there; stop it first")]
+    SocketInUse(PathBuf),
+    /// No secret memory.
+    #[error("no secret memory: {0}; raise LimitMEMLOCK= (ulimit -l)")]
+    Memory(io::Error),
+    /// No audit log.
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// Anything else the kernel denies.
+    #[error("{0}: {1}")]
+    Other(&'static str, String),
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    let path = path.to_owned();
+    move |why| StartError::Io { what, path, why }
+}
+
+/// What a valid configuration still needs of this host.
+#[must_use]
+pub fn preflight(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !harden::sees_all_uids() {
+        problems.push(
+            "this process is in a user namespace that does not map all uids, so peers of other users cannot \
+             be told apart; run it outside, without PrivateUsers="
+                .to_owned(),
+        );
+    }
+    let policy = &config.policy;
+    let sees_images = harden::has_capability(harden::CAP_SYS_PTRACE);
+    if (!policy.exe_paths().is_empty() || policy.needs_exe_sha256()) && !sees_images {
+        problems.push(
+            "a bot is selected by exe or exe_sha256, which needs CAP_SYS_PTRACE to see other users' programs; \
+             add AmbientCapabilities=CAP_SYS_PTRACE to the unit, or select by unit"
+                .to_owned(),
+        );
+    }
+    problems
+}
+
+/// Runs the daemon until it is told to stop. `ready` is called once it serves.
+pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), StartError> {
+    let problems = preflight(&config);
+    if !problems.is_empty() {
+        return Err(StartError::Config(problems));
+    }
+    harden::deny_dumps().map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
+    let files = harden::raise_open_files()
+        .map_err(|errno| StartError::Other("the limit on open files", errno.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
+    runtime.block_on(Daemon::start(path, config, files)?.serve(ready))
+}
+
+/// The wired rooms, before they serve.
+struct Daemon {
+    path: PathBuf,
+    config: Config,
+    context: Arc<Context>,
+    keeper: mpsc::Sender<Asked>,
+    _state: Flock<File>,
+}
+
+impl Daemon {
+    fn start(path: &Path, config: Config, files: u64) -> Result<Self, StartError> {
+        let state_dir = &config.agent.state_dir;
+        make_folder(state_dir, 0o700)?;
+        let state = lock_state(state_dir)?;
+        let kernel = Kernel::probe();
+        let arena = make_arena()?;
+        let missing = missing(kernel, arena.protection());
+        missing.iter().for_each(|missing| tracing::warn!("{missing}"));
+        let (audit, notes) = Log::open(audit_settings(&config.audit))?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let cache = Arc::new(Cache::new(arena));
+        let states = Arc::new(States::default());
+        let images = Images::open(state_dir);
+        images.learn(&exe_paths(&config));
+        record_start(&audit, path, &missing)?;
+        let keeper = start_keeper(&config, &cache, &audit, &states)?;
+        let context = Arc::new(Context {
+            policy: ArcSwap::new(Arc::clone(&config.policy)),
+            cache,
+            sources: states,
+            audit,
+            limits: Limits::new(files),
+            lookup: Lookup::default(),
+            images,
+            kernel,
+            ids: RequestIds::new().map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
+            health: crate::api::Health::default(),
+            config_files: ArcSwap::new(Arc::new(Stamps::of(&config.files))),
+            counts: crate::api::Counts::default(),
+        });
+        context.health.set_missing(missing);
+        Ok(Self { path: path.to_owned(), config, context, keeper, _state: state })
+    }
+
+    async fn serve(self, ready: impl FnOnce()) -> Result<(), StartError> {
+        let server = Server::new(Arc::clone(&self.context))?;
+        let bots = listen(&self.config.agent.socket)?;
+        let ops = listen(&self.config.agent.admin_socket)?;
+        let (reload, mut reloads) = channel::channel::<Reload>(4);
+        let admin = Arc::new(AdminServer {
+            context: Arc::clone(&self.context),
+            server: Arc::clone(&server),
+            keeper: std::sync::Mutex::new(self.keeper.clone()),
+            reload,
+            admins: ArcSwap::new(Arc::new(self.config.agent.admins.clone())),
+            about: json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+                "started": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+                "config": self.path,
+                "socket": self.config.agent.socket,
+            }),
+        });
+        tokio::spawn(Arc::clone(&server).accept(bots));
+        tokio::spawn(Arc::clone(&server).sweep());
+        tokio::spawn(Arc::clone(&server).watch_exits());
+        tokio::spawn(Arc::clone(&admin).accept(ops));
+        if let Some(at) = &self.config.agent.metrics {
+            metrics_server::start(Arc::clone(&self.context), at)
+                .await
+                .map_err(|why| StartError::Other("the metrics address", why.to_string()))?;
+        }
+        let mut signals = signals()?;
+        ready();
+        loop {
+            tokio::select! {
+                signal = signals.recv() => match signal {
+                    Some(SIGHUP) => drop(self.reload(&admin)),
+                    _ => break,
+                },
+                Some(reply) = reloads.recv() => {
+                    // The operator may have gone.
+                    let _ = reply.send(self.reload(&admin));
+                }
+            }
+        }
+        server.drain().await;
+        self.stop();
+        Ok(())
+    }
+
+    /// Reads the configuration anew: it takes effect whole, or not at all.
+    fn reload(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
+        let loaded = config::load(&self.path, Depth::Full)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
+            problems if problems.is_empty() => Ok(fresh),
+            problems => Err(problems),
+        });
+        let fresh = match fresh {
+            Ok(fresh) => fresh,
+            Err(problems) => {
+                problems.iter().for_each(|problem| tracing::error!("{problem}"));
+                let members = extra(&[("problems", json!(problems))]);
+                self.record(Event::PolicyRejected, &members);
+                return Err(problems);
+            }
+        };
+        self.context.images.learn(&exe_paths(&fresh));
+        self.context.config_files.store(Arc::new(Stamps::of(&fresh.files)));
+        admin.admins.store(Arc::new(fresh.agent.admins.clone()));
+        self.context.set_policy(Arc::clone(&fresh.policy));
+        self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
+        tracing::info!("the configuration was loaded anew");
+        Ok(())
+    }
+
+    /// What only a restart can change.
+    fn refuse_changes(&self, fresh: &Config) -> Vec<String> {
+        let mut problems = preflight(fresh);
+        let (old, new) = (&self.config, fresh);
+        let mut fixed = |same: bool, what: &str| {
+            if !same {
+                let path = self.path.display();
+                problems.push(format!("{path}: {what} changed, which a reload cannot do; restart keyhatchd"));
+            }
+        };
+        fixed(old.agent.socket == new.agent.socket, "[agent].socket");
+        fixed(old.agent.admin_socket == new.agent.admin_socket, "[agent].admin_socket");
+        fixed(old.agent.state_dir == new.agent.state_dir, "[agent].state_dir");
+        fixed(old.agent.metrics == new.agent.metrics, "[agent].metrics");
+        fixed(old.sources == new.sources, "[[source]]");
+        fixed(old.audit == new.audit, "[audit]");
+        problems
+    }
+
+    fn record(&self, event: Event, members: &str) {
+        // The log itself says when it cannot be written.
+        let _ = self.context.audit.keep(&Entry { extra: Some(members), ..Entry::of(event) });
+    }
+
+    fn stop(self) {
+        let _ = self.context.audit.keep(&Entry::of(Event::AgentStopped));
+        // The keeper may have ended already.
+        let _ = self.keeper.send(Asked::Stop);
+        self.context.cache.seal();
+        self.context.audit.close();
+        for socket in [&self.config.agent.socket, &self.config.agent.admin_socket] {
+            // Someone else may have removed it.
+            let _ = fs::remove_file(socket);
+        }
+    }
+}
+
+fn audit_settings(config: &config::Audit) -> audit::Settings {
+    audit::Settings {
+        journald: config.journald,
+        sync: match config.sync {
+            config::SyncMode::Second => audit::Sync::Second,
+            config::SyncMode::Always => audit::Sync::Always,
+        },
+        segment: config.segment,
+        keep: config.keep,
+        keep_for: config.keep_for,
+        on_failure: match config.on_failure {
+            config::OnFailure::Deny => audit::OnFailure::Deny,
+            config::OnFailure::Allow => audit::OnFailure::Allow,
+        },
+        ..audit::Settings::new(&config.dir)
+    }
+}
+
+fn exe_paths(config: &Config) -> Vec<PathBuf> {
+    config.policy.exe_paths().into_iter().map(Path::to_owned).collect()
+}
+
+fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
+    let members = extra(&[
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("config", json!(path)),
+        ("missing", json!(missing)),
+    ]);
+    let unavailable = |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
+    for event in [Event::AgentStarted, Event::PolicyLoaded] {
+        let _ = audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) }).map_err(unavailable)?;
+    }
+    Ok(())
+}
+
+fn start_keeper(
+    config: &Config,
+    cache: &Arc<Cache>,
+    audit: &Arc<Log>,
+    states: &Arc<States>,
+) -> Result<mpsc::Sender<Asked>, StartError> {
+    let prefixes: Vec<String> = config.sources.iter().map(|source| source.prefix.clone()).collect();
+    let files: Vec<FileSource> = config
+        .sources
+        .iter()
+        .map(|source| {
+            let SourceKind::File { path, key } = &source.kind;
+            FileSource::new(
+                &source.name,
+                path,
+                key.clone(),
+                &source.prefix,
+                prefixes.clone(),
+                &config.agent.state_dir,
+            )
+        })
+        .collect();
+    for source in &files {
+        states.change(&source.name, |_| {});
+    }
+    refuse_loose(&files)?;
+    Keeper::start(files, Arc::clone(cache), Arc::clone(audit), Arc::clone(states))
+        .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
+}
+
+/// A key or store that others could read or write stops the start: it may be known to them already.
+fn refuse_loose(sources: &[FileSource]) -> Result<(), StartError> {
+    let loose: Vec<String> = sources.iter().filter_map(FileSource::loose).collect();
+    if loose.is_empty() { Ok(()) } else { Err(StartError::Config(loose)) }
+}
+
+/// An arena as large as this process may lock.
+fn make_arena() -> Result<Arc<Arena>, StartError> {
+    let size = match harden::lockable() {
+        None => UNLIMITED_ARENA,
+        Some(limit) => usize::try_from(limit.saturating_sub(SPARE)).unwrap_or(UNLIMITED_ARENA).min(UNLIMITED_ARENA),
+    };
+    Arena::new(size).map_err(StartError::Memory)
+}
+
+/// The promises that this host does not let the agent keep.
+fn missing(kernel: Kernel, protection: Protection) -> Vec<String> {
+    let mut missing = kernel.missing();
+    if protection == Protection::Locked {
+        missing.push(
+            "no memfd_secret (Linux 5.14; before 6.5 boot with secretmem.enable=1): values are in locked memory \
+             that root can read"
+                .to_owned(),
+        );
+    }
+    missing
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("make", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Two daemons never use one `state_dir`.
+fn lock_state(state_dir: &Path) -> Result<Flock<File>, StartError> {
+    let path = state_dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| StartError::StateInUse(state_dir.to_owned()))
+}
+
+/// Binds a socket that anyone may connect to: the policy decides, not the file's mode.
+fn listen(path: &Path) -> Result<UnixListener, StartError> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder, 0o755)?;
+    }
+    remove_dead(path)?;
+    let listener = StdListener::bind(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::SocketInUse(path.to_owned()),
+        _ => io_error("bind", path)(error),
+    })?;
+    fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(io_error("chmod", path))?;
+    nix::sys::socket::listen(&listener.as_fd(), nix::sys::socket::Backlog::MAXCONN)
+        .map_err(|errno| io_error("listen on", path)(errno.into()))?;
+    listener.set_nonblocking(true).map_err(io_error("listen on", path))?;
+    UnixListener::from_std(listener).map_err(io_error("listen on", path))
+}
+
+/// Removes a socket that a daemon left behind; one that is listened on is never stolen.
+fn remove_dead(path: &Path) -> Result<(), StartError> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        return Err(StartError::SocketInUse(path.to_owned()));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(io_error("remove", path))
+        }
+        _ => Err(StartError::SocketInUse(path.to_owned())),
+    }
+}
+
+/// Signals that end or reload the daemon, handed to the main loop.
+fn signals() -> Result<channel::Receiver<i32>, StartError> {
+    let (tell, told) = channel::channel(8);
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])
+        .map_err(|error| StartError::Other("signals", error.to_string()))?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if tell.blocking_send(signal).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(|error| StartError::Other("no thread for signals", error.to_string()))?;
+    Ok(told)
+}
+
+/// The daemon's own log: to journald where systemd has connected standard error to it, else to standard
+/// error.
+pub fn log_to_journald_or_stderr() {
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    use tracing_subscriber::filter::LevelFilter;
+    let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
+    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    // A second call, as in a test, changes nothing.
+    let _ = match journald {
+        Some(journald) => registry.with(journald).try_init(),
+        None => {
+            let stderr = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+            registry.with(stderr).try_init()
+        }
+    };
+}

@@ -1,0 +1,372 @@
+//! The thread that reads the sources: it watches their files, loads what changed, publishes it, and is the
+//! only writer of stores inside the daemon.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use notify::RecommendedWatcher;
+use serde_json::Value as Json;
+use tokio::sync::oneshot;
+
+use super::file::{FileSource, Loaded, Rejected};
+use super::state::States;
+use super::watch::{self, News, Trail};
+use crate::audit::{Entry, Event, Log, extra};
+use crate::cache::{Cache, Changes};
+use crate::store::{Actor, Edit, Folder, StoreError};
+
+/// How long a file that is written in place must rest before it is read.
+const REST: Duration = Duration::from_millis(300);
+
+/// How often files are looked at even without an event: for file systems that tell none.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A change to a store, made by the daemon for an operator.
+pub type StoreEdit = Box<dyn FnOnce(&mut Edit, &FileSource) -> Result<Json, KeeperError> + Send>;
+
+/// Why the keeper could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// No such source.
+    #[error("there is no source {0:?}")]
+    NoSource(String),
+    /// The store is not served, so it is not written either.
+    #[error("{0}")]
+    Rejected(#[from] Rejected),
+    /// The change is not possible.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The folder cannot be written.
+    #[error("{0}")]
+    Folder(#[from] crate::store::FileError),
+    /// What was asked does not make sense.
+    #[error("{0}")]
+    Asked(String),
+    /// The agent is sealed or stopping.
+    #[error("the agent is sealed or stopping")]
+    NotServing,
+}
+
+/// What the keeper is asked to do.
+pub enum Asked {
+    /// Look at the files of all sources now.
+    Look,
+    /// Change a store, and answer once the new version is served.
+    Edit {
+        /// Which source's.
+        source: Option<String>,
+        /// What to do.
+        edit: StoreEdit,
+        /// Who asked.
+        by: Actor,
+        /// Where the result goes.
+        reply: oneshot::Sender<Result<Json, KeeperError>>,
+    },
+    /// Accept a store that is older than what was served.
+    AcceptOlder {
+        /// Which source's.
+        source: Option<String>,
+        /// Where the result goes.
+        reply: oneshot::Sender<Result<Json, KeeperError>>,
+    },
+    /// Forget every value.
+    Seal(oneshot::Sender<()>),
+    /// Load all values again.
+    Unseal(oneshot::Sender<()>),
+    /// End the thread.
+    Stop,
+    /// A file may have changed.
+    File(notify::Result<notify::Event>),
+}
+
+/// The keeper of all sources.
+pub struct Keeper {
+    sources: Vec<FileSource>,
+    cache: Arc<Cache>,
+    audit: Arc<Log>,
+    states: Arc<States>,
+    inbox: Receiver<Asked>,
+    outbox: Sender<Asked>,
+    /// Each source's file as it was last read: the same stamp means the same bytes.
+    stamps: HashMap<Arc<str>, Stamp>,
+    trails: Vec<Trail>,
+    watcher: Option<RecommendedWatcher>,
+    /// When a file that is being written in place may be read.
+    due: Option<Instant>,
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp(Option<(u64, u64, u64, i64, i64, u32, u32)>);
+
+impl Keeper {
+    /// Loads all sources once and starts the thread. Sources that cannot be loaded are in trouble, said
+    /// in their states and in the audit log.
+    pub fn start(
+        sources: Vec<FileSource>,
+        cache: Arc<Cache>,
+        audit: Arc<Log>,
+        states: Arc<States>,
+    ) -> std::io::Result<Sender<Asked>> {
+        let (outbox, inbox) = channel();
+        let mut keeper = Self {
+            sources,
+            cache,
+            audit,
+            states,
+            inbox,
+            outbox: outbox.clone(),
+            stamps: HashMap::new(),
+            trails: Vec::new(),
+            watcher: None,
+            due: None,
+        };
+        // Watch first: what changes while the first load runs is seen.
+        keeper.watch_anew();
+        keeper.look(false);
+        thread::Builder::new().name("sources".into()).spawn(move || keeper.run())?;
+        Ok(outbox)
+    }
+
+    fn run(mut self) {
+        loop {
+            let wait = self.due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
+            match self.inbox.recv_timeout(wait) {
+                Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Asked::File(event)) => self.file_event(event),
+                Ok(asked) => self.answer(asked),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.due = None;
+                    self.look(false);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, asked: Asked) {
+        match asked {
+            Asked::Look => self.look(false),
+            Asked::Edit { source, edit, by, reply } => {
+                // The asker may have gone; the change is made all the same.
+                let _ = reply.send(self.edit(source.as_deref(), edit, by));
+            }
+            Asked::AcceptOlder { source, reply } => {
+                let _ = reply.send(self.accept_older(source.as_deref()));
+            }
+            Asked::Seal(reply) => {
+                self.cache.seal();
+                for source in &self.sources {
+                    self.states.change(&source.name, |state| {
+                        state.loaded = false;
+                        state.secrets = 0;
+                    });
+                }
+                let _ = reply.send(());
+            }
+            Asked::Unseal(reply) => {
+                self.cache.unseal();
+                self.look(true);
+                let _ = reply.send(());
+            }
+            Asked::Stop | Asked::File(_) => {}
+        }
+    }
+
+    fn file_event(&mut self, event: notify::Result<notify::Event>) {
+        let news = match &event {
+            Ok(event) => self.trails.iter().map(|trail| trail.judge(event)).max_by_key(|n| *n as u8),
+            // Events were lost: look at everything.
+            Err(_) => Some(News::Moved),
+        };
+        match news.unwrap_or(News::None) {
+            News::None => {}
+            News::Writing => self.due = Some(Instant::now() + REST),
+            News::Whole => self.look(false),
+            News::Moved => {
+                self.watch_anew();
+                self.look(false);
+            }
+        }
+    }
+
+    fn watch_anew(&mut self) {
+        let trails: Vec<Trail> = self.sources.iter().map(|s| Trail::to(&s.file())).collect();
+        if self.watcher.is_some() && trails == self.trails {
+            return;
+        }
+        let outbox = self.outbox.clone();
+        // The keeper may have ended.
+        let tell = move |event| drop(outbox.send(Asked::File(event)));
+        match watch::watch(&trails, tell) {
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                self.trails = trails;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "store folders are not watched; they are looked at every 2 seconds");
+                self.watcher = None;
+            }
+        }
+    }
+
+    /// Loads every source whose file is not the one that was read last.
+    fn look(&mut self, all: bool) {
+        if self.cache.is_sealed() {
+            return;
+        }
+        for at in 0..self.sources.len() {
+            let stamp = Stamp::of(&self.sources[at].file());
+            let name = Arc::clone(&self.sources[at].name);
+            if all || self.stamps.get(&name) != Some(&stamp) {
+                self.stamps.insert(name, stamp);
+                // What went wrong is told by then.
+                let _ = self.load(at, false);
+            }
+        }
+    }
+
+    /// Loads one source, publishes it and records what changed.
+    fn load(&mut self, at: usize, older: bool) -> Result<(), Rejected> {
+        let source = &self.sources[at];
+        let loaded = source.load(&self.cache, older).and_then(|loaded| {
+            source.accept(&loaded)?;
+            Ok(loaded)
+        });
+        match loaded {
+            Ok(loaded) => {
+                self.serve(at, loaded);
+                Ok(())
+            }
+            Err(rejected) => {
+                self.reject(at, &rejected);
+                Err(rejected)
+            }
+        }
+    }
+
+    fn serve(&self, at: usize, loaded: Loaded) {
+        let source = &self.sources[at];
+        let first = !self.states.all_by_name().get(&source.name).is_some_and(|s| s.loaded);
+        let changes = self.cache.publish(&source.name, loaded.entries);
+        let mut recovered = false;
+        let secrets = self.cache.snapshot().of_source(&source.name);
+        self.states.change(&source.name, |state| {
+            recovered = state.trouble.take().is_some();
+            state.loaded = true;
+            state.secrets = secrets;
+            state.generation = loaded.generation;
+            state.last_success = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
+        });
+        self.record_changes(at, &loaded.changes);
+        if recovered {
+            self.record(Event::SourceRecovered, &[("source", source.name.as_ref().into())]);
+        }
+        for why in &loaded.skipped {
+            let members = [("source", source.name.as_ref().into()), ("why", why.as_str().into())];
+            self.record(Event::AlertSourceRejected, &members);
+        }
+        if !first {
+            self.record_rotations(&changes);
+        }
+    }
+
+    fn record_changes(&self, at: usize, changes: &[crate::store::Change]) {
+        for change in changes {
+            let members = [
+                ("source", Json::from(self.sources[at].name.as_ref())),
+                ("change", serde_json::to_value(change).unwrap_or_default()),
+            ];
+            self.record(Event::StoreChanged, &members);
+        }
+    }
+
+    fn record_rotations(&self, changes: &Changes) {
+        let news = changes.rotated.iter().map(|change| (Event::SecretRotated, change));
+        let gone = changes.removed.iter().map(|change| (Event::SecretRemoved, change));
+        for (event, (name, version)) in news.chain(gone) {
+            let entry =
+                Entry { secret: Some(name.as_str()), version: Some(version), ..Entry::of(event) };
+            // It is served already; the log itself says when it cannot be written.
+            let _ = self.audit.keep(&entry);
+        }
+    }
+
+    /// Notes that a source's file is refused: one alert for one trouble.
+    fn reject(&self, at: usize, rejected: &Rejected) {
+        let name = &self.sources[at].name;
+        let why = rejected.to_string();
+        let mut news = false;
+        self.states.change(name, |state| {
+            news = state.trouble.as_ref() != Some(&why);
+            state.trouble = Some(why.clone());
+        });
+        if news {
+            tracing::error!(source = %name, %why, "the source is refused; the last good values serve on");
+            let members = [("source", name.as_ref().into()), ("why", why.as_str().into())];
+            self.record(Event::AlertSourceRejected, &members);
+        }
+    }
+
+    fn record(&self, event: Event, members: &[(&str, Json)]) {
+        let members = extra(members);
+        // The log itself says when it cannot be written.
+        let _ = self.audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) });
+    }
+
+    fn edit(&mut self, source: Option<&str>, edit: StoreEdit, by: Actor) -> Result<Json, KeeperError> {
+        let at = self.find(source)?;
+        if self.cache.is_sealed() {
+            return Err(KeeperError::NotServing);
+        }
+        let folder = Folder::open(&self.sources[at].folder)?;
+        let guard = folder.lock()?;
+        // Only what verifies and is not older is written on.
+        self.load(at, false)?;
+        let source = &self.sources[at];
+        let key = source.load_key().map_err(Rejected::from)?;
+        let mut open = Edit::open(&folder.read()?, &key)?;
+        let done = edit(&mut open, source)?;
+        if open.is_changed() {
+            guard.replace(&open.seal(by)?)?;
+        }
+        drop(guard);
+        self.stamps.insert(Arc::clone(&source.name), Stamp::of(&source.file()));
+        self.load(at, false)?;
+        Ok(done)
+    }
+
+    fn accept_older(&mut self, source: Option<&str>) -> Result<Json, KeeperError> {
+        let at = self.find(source)?;
+        self.load(at, true)?;
+        let name = self.sources[at].name.as_ref();
+        self.record(Event::AdminAcceptedOlder, &[("source", name.into())]);
+        let generation = self.states.all_by_name().get(name).map_or(0, |state| state.generation);
+        Ok(serde_json::json!({ "source": name, "generation": generation }))
+    }
+
+    fn find(&self, source: Option<&str>) -> Result<usize, KeeperError> {
+        match source {
+            None if self.sources.len() == 1 => Ok(0),
+            None => Err(KeeperError::Asked("there are several sources: name one with --source".into())),
+            Some(name) => self
+                .sources
+                .iter()
+                .position(|source| &*source.name == name)
+                .ok_or_else(|| KeeperError::NoSource(name.into())),
+        }
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        Self(std::fs::metadata(path).ok().map(|meta| {
+            let changed = (meta.ctime(), meta.ctime_nsec());
+            (meta.dev(), meta.ino(), meta.size(), changed.0, changed.1, meta.uid(), meta.mode())
+        }))
+    }
+}

@@ -1,0 +1,146 @@
+//! Shared mapping windows of a file, space reserved for them, and the clock that stamps what goes in.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The alignment of a window's offset: a multiple of every page size that Linux uses.
+pub const ALIGN: u64 = 64 * 1024;
+
+/// A part of a file, mapped shared and writable. Dropping it unmaps.
+///
+/// Bytes past the end of the file must not be written: the kernel answers with `SIGBUS`, which ends the
+/// process. The caller reserves space first (see [`reserve`]).
+#[derive(Debug)]
+pub struct Window {
+    start: NonNull<u8>,
+    len: NonZeroUsize,
+    offset: u64,
+}
+
+// SAFETY: the mapping belongs to this value alone and is not bound to a thread.
+unsafe impl Send for Window {}
+
+impl Window {
+    /// Maps `len` bytes of `file` from `offset`, a multiple of [`ALIGN`]; it may reach past the file's end.
+    pub fn map(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let at = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            mmap(
+                None,
+                len,
+                protection,
+                MapFlags::MAP_SHARED,
+                file.as_fd(),
+                at,
+            )?
+        };
+        Ok(Self {
+            start: start.cast(),
+            len,
+            offset,
+        })
+    }
+
+    /// Whether `len` bytes at `offset` of the file lie inside.
+    #[must_use]
+    pub fn holds(&self, offset: u64, len: usize) -> bool {
+        let end = self.offset + self.len.get() as u64;
+        offset >= self.offset && offset + len as u64 <= end
+    }
+
+    /// Copies `bytes` to `offset` of the file, the first byte last, so that whoever sees it sees the rest.
+    ///
+    /// Returns false, and copies nothing, where they do not lie inside.
+    pub fn publish(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        let Some((first, rest)) = bytes.split_first() else {
+            return true;
+        };
+        if !self.holds(offset, bytes.len()) {
+            return false;
+        }
+        let Ok(at) = usize::try_from(offset - self.offset) else {
+            return false;
+        };
+        // SAFETY: `holds` says that the bytes from `at` lie inside the mapping, which lives as long as
+        // `self`. No Rust reference to them exists; other processes may see them change, as they should.
+        unsafe {
+            let target = self.start.as_ptr().add(at);
+            ptr::copy_nonoverlapping(rest.as_ptr(), target.add(1), rest.len());
+            AtomicU8::from_ptr(target).store(*first, Ordering::Release);
+        }
+        true
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: start and length are those of the mapping, and nobody else knows them.
+        let _ = unsafe { munmap(self.start.cast(), self.len.get()) };
+    }
+}
+
+/// Reserves `len` zero bytes of `file` from `offset` and grows it to their end: what is written there later
+/// needs no more space (`fallocate(2)`).
+pub fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), offset, len) {
+            Err(nix::Error::EINTR) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC`: time since some point at boot, never set back.
+#[must_use]
+pub fn monotonic() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a valid place for the answer; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn what_is_published_is_in_the_file() {
+        let path = std::env::temp_dir().join(format!("keyhatch-map-{}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        reserve(&file, 0, 2 * ALIGN).unwrap();
+        let mut window = Window::map(&file, ALIGN, 4096).unwrap();
+        assert!(window.publish(ALIGN + 10, b"hello"));
+        assert!(!window.publish(ALIGN + 4092, b"hello"), "past the window");
+        assert!(!window.publish(0, b"hello"), "before the window");
+        let mut seen = [0; 7];
+        file.read_exact_at(&mut seen, ALIGN + 9).unwrap();
+        assert_eq!(&seen, b"\0hello\0");
+    }
+}

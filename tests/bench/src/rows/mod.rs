@@ -1,0 +1,133 @@
+//! The rows of the report. Each group stands on its own: one that fails is named, and the next one runs.
+
+mod life;
+mod rotation;
+mod speed;
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::agent::{READ, Selector, Site};
+use crate::answer::{self, Answer};
+use crate::load::Ask;
+use crate::process::{Server, TempFolder};
+use crate::report::Report;
+
+/// Bytes of a value that the load reads.
+const VALUE: usize = 200;
+const SECRETS: usize = 1000;
+
+/// How much is measured.
+pub struct Plan {
+    rounds: usize,
+    slice: Duration,
+    reads: usize,
+    starts: usize,
+    rotations: usize,
+    store_runs: usize,
+}
+
+impl Plan {
+    pub fn new(quick: bool) -> Self {
+        if quick {
+            let slice = Duration::from_millis(200);
+            return Self {
+                rounds: 3,
+                slice,
+                reads: 100_000,
+                starts: 5,
+                rotations: 20,
+                store_runs: 3,
+            };
+        }
+        let slice = Duration::from_millis(600);
+        Self {
+            rounds: 9,
+            slice,
+            reads: 1_000_000,
+            starts: 15,
+            rotations: 20,
+            store_runs: 9,
+        }
+    }
+}
+
+/// The two servers to compare with.
+struct Bare {
+    raw: Server,
+    hyper: Server,
+}
+
+impl Bare {
+    /// Both give `answer`, and are checked to.
+    fn start(folder: &Path, answer: &[u8], report: &mut Report) -> io::Result<Self> {
+        let learnt = folder.join("answer");
+        std::fs::write(&learnt, answer)?;
+        let mut raw = Server::own("serve-raw", &folder.join("raw.sock"), &learnt)?;
+        let mut hyper = Server::own("serve-hyper", &folder.join("hyper.sock"), &learnt)?;
+        let given = hyper.first_answer(&request())?;
+        if given.bytes().len() != answer.len() {
+            let (bare, agent) = (given.bytes().len(), answer.len());
+            report.note(&format!(
+                "bare hyper answers {bare} bytes, the agent {agent}"
+            ));
+        }
+        raw.first_answer(&request())?;
+        Ok(Self { raw, hyper })
+    }
+}
+
+/// Everything, on the agent and the two servers beside it.
+pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<()> {
+    let site = Site::new(&folder.path().join("site"), SECRETS, VALUE)?;
+    group(report, "memory", |report| life::memory(plan, &site, report));
+    let mut agent = site.start("by-user", Selector::User)?;
+    let learnt = agent.first_answer(&request())?;
+    let bare = Bare::start(folder.path(), learnt.bytes(), report)?;
+    let ask = Ask::new(request(), &learnt);
+    group(report, "speed", |report| {
+        speed::all(plan, &bare, Some(&agent), &ask, report)
+    });
+    group(report, "watchers", |report| {
+        speed::beside_watchers(plan, &bare, Some(&agent), &ask, report)
+    });
+    group(report, "rotation", |report| {
+        rotation::all(plan, &site, &agent, report)
+    });
+    group(report, "selectors", |report| {
+        speed::by_selector(plan, &site, &bare, &agent, &ask, report)
+    });
+    drop(agent);
+    group(report, "cold start", |report| {
+        life::cold_start(plan, &site, "1,000", report)
+    });
+    group(report, "the store of 10,000", |report| {
+        life::large_store(plan, folder.path(), report)
+    });
+    Ok(())
+}
+
+/// The two servers alone, with an answer as the contract has it.
+pub fn without_agent(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<()> {
+    let sample = answer::sample_answer();
+    let bare = Bare::start(folder.path(), &sample, report)?;
+    let ask = Ask::new(request(), &Answer::parse(&sample)?);
+    speed::all(plan, &bare, None, &ask, report)?;
+    speed::beside_watchers(plan, &bare, None, &ask, report)
+}
+
+fn group(report: &mut Report, what: &str, run: impl FnOnce(&mut Report) -> io::Result<()>) {
+    if let Err(error) = run(report) {
+        report.failed(what, &error);
+    }
+}
+
+/// What every client of the load asks.
+fn request() -> Vec<u8> {
+    answer::get(&path_of(READ), "")
+}
+
+fn path_of(secret: &str) -> String {
+    format!("/v1/secrets/{secret}")
+}
