@@ -1,0 +1,133 @@
+//! How the command fails: a message for people, an exit code for scripts.
+
+use std::io;
+use std::process::ExitCode;
+
+use keyhatch::Error;
+
+use crate::output::visible;
+
+/// Why a verb did not do what it was asked.
+pub enum Failure {
+    /// The client's error, and what was being done.
+    Client(String, Error),
+    /// Standard output, or a file, could not be written.
+    Output(io::Error),
+    /// Nobody reads standard output any more, which is no failure of a list or a stream.
+    NobodyReads,
+}
+
+impl Failure {
+    /// Tells of the failure on standard error and answers the exit code.
+    pub fn report(self) -> ExitCode {
+        match self {
+            Self::Client(what, error) => {
+                eprintln!(
+                    "keyhatch: {}: {}",
+                    visible(&what),
+                    visible(&error.to_string())
+                );
+                if let Some(hint) = hint(&error) {
+                    eprintln!("  {hint}");
+                }
+                code(&error).into()
+            }
+            Self::Output(error) => {
+                eprintln!("keyhatch: cannot write: {error}");
+                ExitCode::FAILURE
+            }
+            Self::NobodyReads => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            _ => Self::Output(error),
+        }
+    }
+}
+
+/// The exit code of the contract; the numbers are those of `sysexits.h`.
+fn code(error: &Error) -> u8 {
+    match error {
+        Error::BadRequest(_) | Error::Name { .. } | Error::Input(_) => 2,
+        Error::NotFound(_) => 66,
+        Error::Refused { .. } | Error::Unreachable { .. } | Error::TimedOut { .. } => 69,
+        Error::Sealed(_) | Error::Unavailable(_) | Error::RateLimited { .. } => 75,
+        Error::Denied(_) | Error::Quarantined(_) => 77,
+        _ => 1,
+    }
+}
+
+/// What to do next, where that is not in the message.
+fn hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::Denied(_) => match error.request_id() {
+            Some(id) => format!(
+                "an operator can see why: keyhatchd explain --request {}",
+                visible(id)
+            ),
+            None => "see who the agent thinks you are: keyhatch whoami".into(),
+        },
+        Error::Quarantined(_) => "an operator releases it: keyhatchd quarantine release BOT".into(),
+        Error::Sealed(_) => "an operator unseals it: keyhatchd unseal".into(),
+        Error::RateLimited {
+            retry_after: Some(wait),
+            ..
+        } => {
+            format!("try again in {} seconds", wait.as_secs())
+        }
+        Error::Unreachable { .. } => {
+            "is keyhatchd running? Another socket is given by --socket or KEYHATCH_SOCKET".into()
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyhatch::Reason;
+
+    fn reason(code: &str) -> Reason {
+        Reason {
+            status: 503,
+            code: code.into(),
+            detail: "so it is".into(),
+            request_id: Some("r-1".into()),
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_contract() {
+        for (error, expected) in [
+            (Error::BadRequest(reason("bad_request")), 2),
+            (Error::Input("no"), 2),
+            (Error::NotFound(reason("not_found")), 66),
+            (Error::Sealed(reason("sealed")), 75),
+            (Error::Unavailable(reason("audit_unavailable")), 75),
+            (
+                Error::RateLimited {
+                    reason: reason("rate_limited"),
+                    retry_after: None,
+                },
+                75,
+            ),
+            (Error::Denied(reason("denied")), 77),
+            (Error::Quarantined(reason("quarantined")), 77),
+            (Error::Failed(reason("internal")), 1),
+            (Error::Protocol("odd"), 1),
+        ] {
+            assert_eq!(code(&error), expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_denial_leads_to_its_audit_record() {
+        let hint = hint(&Error::Denied(reason("denied")));
+        assert!(hint.is_some_and(|hint| hint.ends_with("explain --request r-1")));
+    }
+}
