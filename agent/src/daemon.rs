@@ -182,7 +182,7 @@ impl Daemon {
             }),
         });
         tokio::spawn(Arc::clone(&server).accept(bots));
-        tokio::spawn(Arc::clone(&server).sweep());
+        Server::sweep(&server).map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
         tokio::spawn(Arc::clone(&server).watch_exits());
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {

@@ -217,7 +217,7 @@ fn read(
         event: Event::SecretRead,
         action: Action::Read,
         name: &ask.name,
-        version: version.map(|version| &**version.id()),
+        version: version.map(|version| version.id()),
         extra: same.then_some("\"not_modified\":true"),
     };
     let permit = connection.judge(bound, id, &wish)?;
@@ -372,7 +372,7 @@ fn watch(
             event: Event::SecretWatch,
             action: Action::Watch,
             name,
-            version: version.as_deref(),
+            version: version.as_ref(),
             extra: None,
         };
         if let Err(code) = connection.judge(bound, &id, &wish) {

@@ -9,7 +9,8 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -19,7 +20,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
 use super::connection::Connection;
@@ -96,17 +97,21 @@ impl Server {
         }
     }
 
-    /// Ends stalled connections, once a second.
-    pub async fn sweep(self: Arc<Self>) {
+    /// Ends stalled connections, once a second, on a thread of its own: a timer in the request loop would
+    /// have the kernel set one up each time the loop waits.
+    pub fn sweep(server: &Arc<Self>) -> io::Result<()> {
+        let server = Arc::downgrade(server);
         let start = Instant::now();
-        let mut seconds = interval(Duration::from_secs(1));
-        seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            seconds.tick().await;
-            let now = u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-            self.clock.set(now);
-            self.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
-        }
+        let sweep = move || {
+            while let Some(server) = server.upgrade() {
+                let now = u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+                server.clock.set(now);
+                server.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
+                drop(server);
+                thread::sleep(Duration::from_secs(1));
+            }
+        };
+        thread::Builder::new().name("sweep".into()).spawn(sweep).map(drop)
     }
 
     /// Marks peers that have exited and ends their connections.

@@ -124,7 +124,7 @@ impl State {
             event: Event::SecretWatch,
             action: Action::Watch,
             name,
-            version: version.as_deref(),
+            version: version.as_ref(),
             extra: None,
         };
         self.connection.judge(&bound, &self.id, &wish)?;

@@ -38,6 +38,8 @@ pub(super) enum Job {
 
 /// The archive's thread, until the log is closed.
 pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
+    // Compressing is for when nobody asks.
+    crate::sys::map::yield_to_others();
     let mut pause = Duration::ZERO;
     loop {
         let first = match jobs.recv_timeout(pause) {

@@ -22,7 +22,7 @@ use super::files::segments;
 use super::flood::Floods;
 use super::keeper;
 use super::recover::recover;
-use super::render::Clock;
+use super::render::{Phrase, Clock};
 use super::segment::readable_by_adm;
 use super::writer::{Counters, Inner, Writer, held};
 use super::{AuditError, Kept, OnFailure, Receipt, Settings, Sync, Unavailable};
@@ -128,8 +128,13 @@ impl Log {
                 return Ok(Receipt(Kept::Counted));
             }
         }
-        let kept = inner
-            .append(entry)
+        self.receipt(inner.append(entry))
+    }
+
+    /// Syncs where the settings ask for it, and says what may be done now.
+    fn receipt(&self, appended: Result<u64, Unavailable>) -> Result<Receipt, Unavailable> {
+        let inner = &*self.inner;
+        let kept = appended
             .and_then(|seq| match inner.settings.sync {
                 Sync::Always => inner.sync_to(seq).map(|()| seq),
                 Sync::Second => Ok(seq),
@@ -145,6 +150,14 @@ impl Log {
                 Ok(Receipt(Kept::Unrecorded))
             }
         }
+    }
+
+    /// The same for an allowed request whose records have been rendered before.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub fn keep_again(&self, phrase: &Phrase, request_id: &str) -> Result<Receipt, Unavailable> {
+        self.receipt(self.inner.append_again(phrase, request_id))
     }
 
     /// Whether records can be kept now; if not, why.

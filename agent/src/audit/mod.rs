@@ -46,7 +46,7 @@ pub use format::format_line;
 pub use log::{Log, Stats};
 pub use query::{Filter, query};
 pub use record::{Peer, Record};
-pub use render::{extra, unescape};
+pub use render::{Phrase, extra, unescape};
 pub use verify::{Bad, Report, Verifier, Why, verify};
 
 /// Where journald listens for its native protocol.

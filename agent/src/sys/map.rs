@@ -54,6 +54,16 @@ impl Window {
         })
     }
 
+    /// Takes the pages up to byte `end` of the file all at once, so that no record pays for one.
+    pub fn populate(&self, end: u64) {
+        const MADV_POPULATE_WRITE: libc::c_int = 23;
+        let inside = end.saturating_sub(self.offset);
+        let len = usize::try_from(inside).unwrap_or(usize::MAX).min(self.len.get()) & !4095;
+        // SAFETY: the range lies inside the mapping, and populating changes no byte. An error (Linux before
+        // 5.14) means that pages are taken one by one as they are written.
+        let _ = unsafe { libc::madvise(self.start.as_ptr().cast(), len, MADV_POPULATE_WRITE) };
+    }
+
     /// Whether `len` bytes at `offset` of the file lie inside.
     #[must_use]
     pub fn holds(&self, offset: u64, len: usize) -> bool {
@@ -103,6 +113,12 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
             done => return Ok(done?),
         }
     }
+}
+
+/// Lets a thread that can wait run only when nothing else wants its core (`setpriority(2)`, this thread).
+pub fn yield_to_others() {
+    // SAFETY: plain numbers; 0 means the calling thread. Where it is refused the thread is merely less kind.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
 /// `CLOCK_MONOTONIC`: time since some point at boot, never set back.
