@@ -107,7 +107,8 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
     }
-    harden::deny_dumps().map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
+    harden::deny_dumps()
+        .map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
     let files = harden::raise_open_files()
         .map_err(|errno| StartError::Other("the limit on open files", errno.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -135,7 +136,9 @@ impl Daemon {
         let kernel = Kernel::probe();
         let arena = make_arena()?;
         let missing = missing(kernel, arena.protection());
-        missing.iter().for_each(|missing| tracing::warn!("{missing}"));
+        missing
+            .iter()
+            .for_each(|missing| tracing::warn!("{missing}"));
         let (audit, notes) = Log::open(audit_settings(&config.audit))?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         let cache = Arc::new(Cache::new(arena));
@@ -153,13 +156,20 @@ impl Daemon {
             lookup: Lookup::default(),
             images,
             kernel,
-            ids: RequestIds::new().map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
+            ids: RequestIds::new()
+                .map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
             health: crate::api::Health::default(),
             config_files: ArcSwap::new(Arc::new(Stamps::of(&config.files))),
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
-        Ok(Self { path: path.to_owned(), config, context, keeper, _state: state })
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            context,
+            keeper,
+            _state: state,
+        })
     }
 
     async fn serve(self, ready: impl FnOnce()) -> Result<(), StartError> {
@@ -182,7 +192,8 @@ impl Daemon {
             }),
         });
         tokio::spawn(Arc::clone(&server).accept(bots));
-        Server::sweep(&server).map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
+        Server::sweep(&server)
+            .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
         tokio::spawn(Arc::clone(&server).watch_exits());
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {
@@ -220,14 +231,18 @@ impl Daemon {
         let fresh = match fresh {
             Ok(fresh) => fresh,
             Err(problems) => {
-                problems.iter().for_each(|problem| tracing::error!("{problem}"));
+                problems
+                    .iter()
+                    .for_each(|problem| tracing::error!("{problem}"));
                 let members = extra(&[("problems", json!(problems))]);
                 self.record(Event::PolicyRejected, &members);
                 return Err(problems);
             }
         };
         self.context.images.learn(&exe_paths(&fresh));
-        self.context.config_files.store(Arc::new(Stamps::of(&fresh.files)));
+        self.context
+            .config_files
+            .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
@@ -242,12 +257,20 @@ impl Daemon {
         let mut fixed = |same: bool, what: &str| {
             if !same {
                 let path = self.path.display();
-                problems.push(format!("{path}: {what} changed, which a reload cannot do; restart keyhatchd"));
+                problems.push(format!(
+                    "{path}: {what} changed, which a reload cannot do; restart keyhatchd"
+                ));
             }
         };
         fixed(old.agent.socket == new.agent.socket, "[agent].socket");
-        fixed(old.agent.admin_socket == new.agent.admin_socket, "[agent].admin_socket");
-        fixed(old.agent.state_dir == new.agent.state_dir, "[agent].state_dir");
+        fixed(
+            old.agent.admin_socket == new.agent.admin_socket,
+            "[agent].admin_socket",
+        );
+        fixed(
+            old.agent.state_dir == new.agent.state_dir,
+            "[agent].state_dir",
+        );
         fixed(old.agent.metrics == new.agent.metrics, "[agent].metrics");
         fixed(old.sources == new.sources, "[[source]]");
         fixed(old.audit == new.audit, "[audit]");
@@ -256,7 +279,10 @@ impl Daemon {
 
     fn record(&self, event: Event, members: &str) {
         // The log itself says when it cannot be written.
-        let _ = self.context.audit.keep(&Entry { extra: Some(members), ..Entry::of(event) });
+        let _ = self.context.audit.keep(&Entry {
+            extra: Some(members),
+            ..Entry::of(event)
+        });
     }
 
     fn stop(self) {
@@ -291,7 +317,12 @@ fn audit_settings(config: &config::Audit) -> audit::Settings {
 }
 
 fn exe_paths(config: &Config) -> Vec<PathBuf> {
-    config.policy.exe_paths().into_iter().map(Path::to_owned).collect()
+    config
+        .policy
+        .exe_paths()
+        .into_iter()
+        .map(Path::to_owned)
+        .collect()
 }
 
 fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
@@ -300,9 +331,15 @@ fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), Star
         ("config", json!(path)),
         ("missing", json!(missing)),
     ]);
-    let unavailable = |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
+    let unavailable =
+        |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
     for event in [Event::AgentStarted, Event::PolicyLoaded] {
-        let _ = audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) }).map_err(unavailable)?;
+        let _ = audit
+            .keep(&Entry {
+                extra: Some(&members),
+                ..Entry::of(event)
+            })
+            .map_err(unavailable)?;
     }
     Ok(())
 }
@@ -313,7 +350,11 @@ fn start_keeper(
     audit: &Arc<Log>,
     states: &Arc<States>,
 ) -> Result<mpsc::Sender<Asked>, StartError> {
-    let prefixes: Vec<String> = config.sources.iter().map(|source| source.prefix.clone()).collect();
+    let prefixes: Vec<String> = config
+        .sources
+        .iter()
+        .map(|source| source.prefix.clone())
+        .collect();
     let files: Vec<FileSource> = config
         .sources
         .iter()
@@ -333,21 +374,32 @@ fn start_keeper(
         states.change(&source.name, |_| {});
     }
     refuse_loose(&files)?;
-    Keeper::start(files, Arc::clone(cache), Arc::clone(audit), Arc::clone(states))
-        .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
+    Keeper::start(
+        files,
+        Arc::clone(cache),
+        Arc::clone(audit),
+        Arc::clone(states),
+    )
+    .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
 }
 
 /// A key or store that others could read or write stops the start: it may be known to them already.
 fn refuse_loose(sources: &[FileSource]) -> Result<(), StartError> {
     let loose: Vec<String> = sources.iter().filter_map(FileSource::loose).collect();
-    if loose.is_empty() { Ok(()) } else { Err(StartError::Config(loose)) }
+    if loose.is_empty() {
+        Ok(())
+    } else {
+        Err(StartError::Config(loose))
+    }
 }
 
 /// An arena as large as this process may lock.
 fn make_arena() -> Result<Arc<Arena>, StartError> {
     let size = match harden::lockable() {
         None => UNLIMITED_ARENA,
-        Some(limit) => usize::try_from(limit.saturating_sub(SPARE)).unwrap_or(UNLIMITED_ARENA).min(UNLIMITED_ARENA),
+        Some(limit) => usize::try_from(limit.saturating_sub(SPARE))
+            .unwrap_or(UNLIMITED_ARENA)
+            .min(UNLIMITED_ARENA),
     };
     Arena::new(size).map_err(StartError::Memory)
 }
@@ -367,7 +419,9 @@ fn missing(kernel: Kernel, protection: Protection) -> Vec<String> {
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
     match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("make", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(io_error("make", path)(error))
+        }
         _ => Ok(()),
     }
 }
@@ -399,13 +453,17 @@ fn listen(path: &Path) -> Result<UnixListener, StartError> {
     fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(io_error("chmod", path))?;
     nix::sys::socket::listen(&listener.as_fd(), nix::sys::socket::Backlog::MAXCONN)
         .map_err(|errno| io_error("listen on", path)(errno.into()))?;
-    listener.set_nonblocking(true).map_err(io_error("listen on", path))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(io_error("listen on", path))?;
     UnixListener::from_std(listener).map_err(io_error("listen on", path))
 }
 
 /// Removes a socket that a daemon left behind; one that is listened on is never stolen.
 fn remove_dead(path: &Path) -> Result<(), StartError> {
-    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !meta.file_type().is_socket() {
         return Err(StartError::SocketInUse(path.to_owned()));
     }
@@ -438,16 +496,18 @@ fn signals() -> Result<channel::Receiver<i32>, StartError> {
 /// The daemon's own log: to journald where systemd has connected standard error to it, else to standard
 /// error.
 pub fn log_to_journald_or_stderr() {
+    use tracing_subscriber::filter::LevelFilter;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    use tracing_subscriber::filter::LevelFilter;
     let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     // A second call, as in a test, changes nothing.
     let _ = match journald {
         Some(journald) => registry.with(journald).try_init(),
         None => {
-            let stderr = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+            let stderr = tracing_subscriber::fmt::layer()
+                .with_writer(io::stderr)
+                .with_target(false);
             registry.with(stderr).try_init()
         }
     };

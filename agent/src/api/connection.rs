@@ -78,7 +78,13 @@ impl Connection {
         limits: Connected,
     ) -> Self {
         let bound = Mutex::new(Arc::new(bind(&context, &peer).await));
-        Self { context, peer, stall, limits, bound }
+        Self {
+            context,
+            peer,
+            stall,
+            limits,
+            bound,
+        }
     }
 
     /// The judgement under the running policy, if it stands already.
@@ -120,17 +126,21 @@ impl Connection {
         wish: &Wish<'_>,
     ) -> Option<Result<Permit, Code>> {
         let memo = bound.memo();
-        let known = memo.iter().find(|m| m.name == *wish.name && m.action == wish.action)?;
+        let known = memo
+            .iter()
+            .find(|m| m.name == *wish.name && m.action == wish.action)?;
         let last = known.last.as_ref()?;
-        let same = last.event == wish.event && wish.extra.is_none() && wish.version == Some(&last.version);
+        let same =
+            last.event == wish.event && wish.extra.is_none() && wish.version == Some(&last.version);
         if !same || self.context.cache.is_sealed() || self.standing(bound).is_some() {
             return None;
         }
         self.count(true);
         let kept = self.context.audit.keep_again(&last.phrase, id.as_str());
-        Some(kept.map_err(|_| Code::AuditUnavailable).and_then(|receipt| {
-            Permit::new(&known.decision, receipt).ok_or(Code::Denied)
-        }))
+        Some(
+            kept.map_err(|_| Code::AuditUnavailable)
+                .and_then(|receipt| Permit::new(&known.decision, receipt).ok_or(Code::Denied)),
+        )
     }
 
     /// Records a request that is over a limit.
@@ -160,7 +170,11 @@ impl Connection {
         let granted = reason == Reason::Granted;
         let nearest = self.nearest(bound, reason);
         let entry = Entry {
-            decision: if granted { Verdict::Allow } else { Verdict::Deny },
+            decision: if granted {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            },
             reason: Some(reason.as_str()),
             secret: Some(prefix),
             who: Some(&bound.who),
@@ -170,8 +184,16 @@ impl Connection {
             ..Entry::of(Event::SecretList)
         };
         self.count(granted);
-        let _ = self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
-        if granted { Ok(()) } else { Err(code_of(reason)) }
+        let _ = self
+            .context
+            .audit
+            .keep(&entry)
+            .map_err(|_| Code::AuditUnavailable)?;
+        if granted {
+            Ok(())
+        } else {
+            Err(code_of(reason))
+        }
     }
 
     fn decide(&self, bound: &Bound, wish: &Wish<'_>) -> Decision {
@@ -198,7 +220,10 @@ impl Connection {
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
     fn standing(&self, bound: &Bound) -> Option<Refusal> {
         let looked_at = bound.changeable;
-        match self.peer.standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256) {
+        match self
+            .peer
+            .standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256)
+        {
             Standing::Same => None,
             Standing::Gone => Some(Refusal::PeerGone),
             Standing::Changed => Some(Refusal::PeerChanged),
@@ -216,7 +241,11 @@ impl Connection {
         let nearest = self.nearest(bound, decision.reason());
         let entry = Entry {
             event: wish.event,
-            decision: if allowed { Verdict::Allow } else { Verdict::Deny },
+            decision: if allowed {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            },
             reason: Some(decision.reason().as_str()),
             rule: decision.rule().map(|rule| &**rule),
             secret: Some(wish.name.as_str()),
@@ -227,7 +256,11 @@ impl Connection {
             extra: nearest.as_deref().or(wish.extra),
         };
         self.count(allowed);
-        let kept = self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
+        let kept = self
+            .context
+            .audit
+            .keep(&entry)
+            .map_err(|_| Code::AuditUnavailable)?;
         if allowed && let (None, Some(version)) = (wish.extra, wish.version) {
             bound.remember(wish, version, Phrase::of(&entry));
         }
@@ -241,7 +274,12 @@ impl Connection {
 
     fn count(&self, allowed: bool) {
         let counts = &self.context.counts;
-        (if allowed { &counts.allowed } else { &counts.denied }).fetch_add(1, Relaxed);
+        (if allowed {
+            &counts.allowed
+        } else {
+            &counts.denied
+        })
+        .fetch_add(1, Relaxed);
     }
 }
 
@@ -256,15 +294,26 @@ impl Bound {
         if memo.len() >= MEMO {
             memo.clear();
         }
-        memo.push(Memo { action, name: name.clone(), decision: decision.clone(), last: None });
+        memo.push(Memo {
+            action,
+            name: name.clone(),
+            decision: decision.clone(),
+            last: None,
+        });
         decision
     }
 
     fn remember(&self, wish: &Wish<'_>, version: &Arc<str>, phrase: Phrase) {
         let mut memo = self.memo();
-        let known = memo.iter_mut().find(|m| m.name == *wish.name && m.action == wish.action);
+        let known = memo
+            .iter_mut()
+            .find(|m| m.name == *wish.name && m.action == wish.action);
         if let Some(known) = known {
-            known.last = Some(Last { event: wish.event, version: Arc::clone(version), phrase });
+            known.last = Some(Last {
+                event: wish.event,
+                version: Arc::clone(version),
+                phrase,
+            });
         }
     }
 
@@ -284,7 +333,9 @@ impl Bound {
 
     /// Whether the peer may see the name in a list.
     pub fn may_list(&self, name: &Name) -> bool {
-        self.policy.decide(&self.found, Action::List, name).allowed()
+        self.policy
+            .decide(&self.found, Action::List, name)
+            .allowed()
     }
 }
 
@@ -298,7 +349,9 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
         BotMatch::Bot(id) => policy.bot(*id),
         _ => None,
     };
-    let roles: Vec<&str> = bot.map(|bot| bot.roles.iter().map(|role| &**role).collect()).unwrap_or_default();
+    let roles: Vec<&str> = bot
+        .map(|bot| bot.roles.iter().map(|role| &**role).collect())
+        .unwrap_or_default();
     let who = Who::new(&RecordFacts {
         bot: bot.map(|bot| &*bot.name),
         roles: &roles,
@@ -317,7 +370,14 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
         BotMatch::NoBot { nearest } => nearest.clone(),
         _ => None,
     };
-    Bound { policy, found, changeable, who, nearest, memo: Mutex::default() }
+    Bound {
+        policy,
+        found,
+        changeable,
+        who,
+        nearest,
+        memo: Mutex::default(),
+    }
 }
 
 /// What the kernel says of the peer, in the policy's words.

@@ -75,7 +75,11 @@ pub struct Io {
 impl Io {
     /// Wraps an accepted stream.
     pub fn new(stream: UnixStream, stall: Arc<Stall>, clock: Arc<Seconds>) -> Self {
-        Self { stream: TokioIo::new(stream), stall, clock }
+        Self {
+            stream: TokioIo::new(stream),
+            stall,
+            clock,
+        }
     }
 
     /// Notes whether all that was offered has been taken.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::time::{ClockId, clock_gettime};
+use crate::sys::map::monotonic_coarse;
 
 /// Requests are counted in windows of this many milliseconds.
 const WINDOW_MS: u64 = 10;
@@ -91,7 +91,11 @@ impl Limits {
         user.connections.fetch_add(1, Relaxed);
         self.total.fetch_add(1, Relaxed);
         let user = Arc::clone(user);
-        Some(Connected { limits: Arc::clone(self), user, waits: Arc::default() })
+        Some(Connected {
+            limits: Arc::clone(self),
+            user,
+            waits: Arc::default(),
+        })
     }
 
     /// How many connections are open.
@@ -105,23 +109,29 @@ impl Limits {
 
     fn admit(&self, user: &User) -> bool {
         let now = coarse_ms();
-        let before = self.last.swap(user.uid, Relaxed);
-        if before != user.uid && before != u32::MAX {
-            self.contended_until.store(now + CONTENDED_MS, Relaxed);
+        // One thread asks; loads and stores are enough, and cheaper than swaps.
+        let before = self.last.load(Relaxed);
+        if before != user.uid {
+            self.last.store(user.uid, Relaxed);
+            if before != u32::MAX {
+                self.contended_until.store(now + CONTENDED_MS, Relaxed);
+            }
         }
         let window = now / WINDOW_MS;
-        if user.window.swap(window, Relaxed) != window {
-            user.requests.store(0, Relaxed);
-        }
-        let contended = now < self.contended_until.load(Relaxed);
-        user.requests.fetch_add(1, Relaxed) < REQUESTS_A_WINDOW || !contended
+        let requests = if user.window.load(Relaxed) == window {
+            user.requests.load(Relaxed)
+        } else {
+            0
+        };
+        user.window.store(window, Relaxed);
+        user.requests.store(requests + 1, Relaxed);
+        requests < REQUESTS_A_WINDOW || now >= self.contended_until.load(Relaxed)
     }
 }
 
 /// Milliseconds of the monotonic clock, to within a tick of the kernel: enough for windows, and cheap.
 fn coarse_ms() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(std::time::Duration::from);
-    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+    u64::try_from(monotonic_coarse().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Connected {
@@ -134,7 +144,10 @@ impl Connected {
     pub fn watch(&self) -> Option<Watching> {
         let before = self.user.watches.fetch_add(1, Relaxed);
         self.waits.fetch_add(1, Relaxed);
-        let watching = Watching { user: Arc::clone(&self.user), waits: Arc::clone(&self.waits) };
+        let watching = Watching {
+            user: Arc::clone(&self.user),
+            waits: Arc::clone(&self.waits),
+        };
         (before < self.limits.a_uid).then_some(watching)
     }
 

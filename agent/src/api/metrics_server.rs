@@ -59,7 +59,9 @@ fn serve(context: &Arc<Context>, stream: impl AsyncRead + AsyncWrite + Unpin + S
             async move { Ok::<Answer, Infallible>(answer) }
         });
         // The reader's end says what went wrong.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     });
 }
 

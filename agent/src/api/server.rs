@@ -12,14 +12,13 @@ use std::task::{Context as TaskContext, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper::Request;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
@@ -53,8 +52,6 @@ pub struct Server {
     open: Mutex<HashMap<u64, Open>>,
     next: AtomicU64,
     exits: AsyncFd<ExitSet>,
-    /// Told as a connection ends.
-    ended: Notify,
 }
 
 /// An open connection, as the sweep sees it.
@@ -65,7 +62,6 @@ struct Open {
     peer: Weak<Peer>,
     /// Watches and long polls that wait on it.
     waits: Arc<AtomicU32>,
-    draining: Arc<Notify>,
 }
 
 impl Server {
@@ -79,7 +75,6 @@ impl Server {
             open: Mutex::default(),
             next: AtomicU64::new(1),
             exits: ExitSet::new()?.into_async()?,
-            ended: Notify::new(),
         }))
     }
 
@@ -104,20 +99,27 @@ impl Server {
         let start = Instant::now();
         let sweep = move || {
             while let Some(server) = server.upgrade() {
-                let now = u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+                let now = u32::try_from(start.elapsed().as_secs())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1);
                 server.clock.set(now);
                 server.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
                 drop(server);
                 thread::sleep(Duration::from_secs(1));
             }
         };
-        thread::Builder::new().name("sweep".into()).spawn(sweep).map(drop)
+        thread::Builder::new()
+            .name("sweep".into())
+            .spawn(sweep)
+            .map(drop)
     }
 
     /// Marks peers that have exited and ends their connections.
     pub async fn watch_exits(self: Arc<Self>) {
         loop {
-            let Ok(mut ready) = self.exits.readable().await else { return };
+            let Ok(mut ready) = self.exits.readable().await else {
+                return;
+            };
             match ready.get_inner().take() {
                 Ok(tokens) if tokens.is_empty() => ready.clear_ready(),
                 Ok(tokens) => tokens.into_iter().for_each(|token| self.peer_exited(token)),
@@ -138,14 +140,11 @@ impl Server {
     pub async fn drain(&self) {
         self.context.health.draining.store(true, Relaxed);
         self.context.cache.wake();
-        self.open().values().for_each(|open| open.draining.notify_one());
         let all_ended = async {
-            loop {
-                let ended = self.ended.notified();
-                if self.open().is_empty() {
-                    return;
-                }
-                ended.await;
+            while !self.open().is_empty() {
+                // What waits was woken, and answers first.
+                self.close_where(|open| open.waits.load(Relaxed) == 0 && !open.stall.is_writing());
+                sleep(Duration::from_millis(5)).await;
             }
         };
         if timeout(DRAIN, all_ended).await.is_err() {
@@ -165,15 +164,16 @@ impl Server {
             refuse(&stream);
             return;
         };
-        let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+        let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+            return;
+        };
         let token = self.next.fetch_add(1, Relaxed);
-        let (stall, draining) = (Arc::new(Stall::default()), Arc::new(Notify::new()));
+        let stall = Arc::new(Stall::default());
         let open = Open {
             socket,
             stall: Arc::clone(&stall),
             peer: Arc::downgrade(&peer),
             waits: limits.waits(),
-            draining: Arc::clone(&draining),
         };
         self.open().insert(token, open);
         if let Some(pidfd) = peer.pidfd()
@@ -187,9 +187,8 @@ impl Server {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
             let connection = Connection::new(context, peer, stall, limits).await;
-            serve(io, Arc::new(connection), &draining).await;
+            serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
-            server.ended.notify_waiters();
         });
     }
 
@@ -227,21 +226,13 @@ fn refuse(stream: &UnixStream) {
     let _ = stream.try_write(ANSWER);
 }
 
-/// Serves HTTP/1.1 until the peer ends or the agent drains.
-async fn serve(io: Io, connection: Arc<Connection>, draining: &Notify) {
+/// Serves HTTP/1.1 until the peer ends or the socket is shut down.
+async fn serve(io: Io, connection: Arc<Connection>) {
     let mut http = http1::Builder::new();
-    http.max_headers(HEADERS).max_buf_size(HEAD_BYTES).writev(true);
-    let mut serving = std::pin::pin!(http.serve_connection(io, Handler(connection)));
-    let mut told = std::pin::pin!(draining.notified());
-    let mut is_told = false;
-    let ended = std::future::poll_fn(|cx| {
-        if !is_told && told.as_mut().poll(cx).is_ready() {
-            is_told = true;
-            serving.as_mut().graceful_shutdown();
-        }
-        serving.as_mut().poll(cx)
-    });
-    if let Err(error) = ended.await {
+    http.max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES)
+        .writev(true);
+    if let Err(error) = http.serve_connection(io, Handler(connection)).await {
         tracing::debug!(%error, "a connection ended");
     }
 }

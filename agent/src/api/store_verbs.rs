@@ -49,30 +49,51 @@ impl StoreVerb {
         reply: oneshot::Sender<Result<Json, KeeperError>>,
     ) -> Asked {
         match self.what {
-            What::Edit(edit) => Asked::Edit { source: self.source, edit, by, reply },
-            What::AcceptOlder => Asked::AcceptOlder { source: self.source, reply },
+            What::Edit(edit) => Asked::Edit {
+                source: self.source,
+                edit,
+                by,
+                reply,
+            },
+            What::AcceptOlder => Asked::AcceptOlder {
+                source: self.source,
+                reply,
+            },
         }
     }
 }
 
 /// Parses a verb; the message of an error is for the operator and holds no value.
 pub fn parse(verb: &str, query: &[(String, String)], body: Bytes) -> Result<StoreVerb, String> {
-    let get = |key: &str| query.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+    let get = |key: &str| {
+        query
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, value)| value.as_str())
+    };
     let name = || {
         let text = get("name").ok_or("the request names no secret")?;
         Name::parse(text).map_err(|why| format!("{text:?}: {why}"))
     };
-    let label = || get("label").map(str::to_owned).ok_or("the request names no label".to_owned());
+    let label = || {
+        get("label")
+            .map(str::to_owned)
+            .ok_or("the request names no label".to_owned())
+    };
     let what = match verb {
         "put" => put(name()?, body, get("revoke_previous") == Some("true"))?,
         "generate" => {
-            let length = get("length").map_or(Ok(GENERATED), str::parse).map_err(|_| "length is a number")?;
+            let length = get("length")
+                .map_or(Ok(GENERATED), str::parse)
+                .map_err(|_| "length is a number")?;
             generate(name()?, length)
         }
         "rm" => remove(name()?),
         "list" => edit(|edit, _| Ok(json!({ "secrets": edit.list() }))),
         "import" => import(&body)?,
-        "verify" => edit(|edit, _| Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))),
+        "verify" => edit(|edit, _| {
+            Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))
+        }),
         "rekey" => rekey(keys(&body)?),
         "key-list" => edit(|edit, _| Ok(json!({ "keys": edit.keys() }))),
         "key-add" => key_add(label()?, keys(&body)?)?,
@@ -80,7 +101,10 @@ pub fn parse(verb: &str, query: &[(String, String)], body: Bytes) -> Result<Stor
         "accept-older" => What::AcceptOlder,
         _ => return Err("no such store verb".into()),
     };
-    Ok(StoreVerb { source: get("source").map(str::to_owned), what })
+    Ok(StoreVerb {
+        source: get("source").map(str::to_owned),
+        what,
+    })
 }
 
 fn edit(
@@ -91,8 +115,14 @@ fn edit(
 
 fn put(name: Name, body: Bytes, revoke: bool) -> Result<What, String> {
     let value = Value::new(body.to_vec()).map_err(|why| why.to_string())?;
-    let previous = if revoke { Previous::Revoke } else { Previous::Keep };
-    Ok(edit(move |edit, _| Ok(told(&name, &edit.put(&name, value, previous)?))))
+    let previous = if revoke {
+        Previous::Revoke
+    } else {
+        Previous::Keep
+    };
+    Ok(edit(move |edit, _| {
+        Ok(told(&name, &edit.put(&name, value, previous)?))
+    }))
 }
 
 fn generate(name: Name, length: usize) -> What {
@@ -109,8 +139,8 @@ fn remove(name: Name) -> What {
 }
 
 fn import(body: &[u8]) -> Result<What, String> {
-    let import: Import =
-        serde_json::from_slice(body).map_err(|_| "the import is not the expected JSON".to_owned())?;
+    let import: Import = serde_json::from_slice(body)
+        .map_err(|_| "the import is not the expected JSON".to_owned())?;
     let mut values = Vec::new();
     for value in import.values {
         let name = Name::parse(&value.name).map_err(|why| format!("{:?}: {why}", value.name))?;
@@ -131,7 +161,9 @@ fn import(body: &[u8]) -> Result<What, String> {
 
 fn rekey(others: Vec<Key>) -> What {
     edit(move |edit, source| {
-        let own = source.load_key().map_err(|error| KeeperError::Asked(error.to_string()))?;
+        let own = source
+            .load_key()
+            .map_err(|error| KeeperError::Asked(error.to_string()))?;
         let keys: Vec<&Key> = std::iter::once(&own).chain(&others).collect();
         edit.rekey(&keys)?;
         Ok(json!({ "keys": edit.keys() }))
@@ -158,7 +190,9 @@ fn keys(body: &[u8]) -> Result<Vec<Key>, String> {
     if body.len() % 32 != 0 {
         return Err("a key is 32 bytes".into());
     }
-    body.chunks(32).map(|bytes| Key::from_bytes(bytes).map_err(|why| why.to_string())).collect()
+    body.chunks(32)
+        .map(|bytes| Key::from_bytes(bytes).map_err(|why| why.to_string()))
+        .collect()
 }
 
 fn told(name: &Name, put: &Put) -> Json {

@@ -54,9 +54,18 @@ impl Watch {
     ) -> Self {
         let told = resume(last, names.len());
         let swaps = connection.context.cache.subscribe();
-        let state =
-            State { connection, id, names, told, swaps, ended: false, _watching: watching };
-        Self { next: Box::pin(state.next()) }
+        let state = State {
+            connection,
+            id,
+            names,
+            told,
+            swaps,
+            ended: false,
+            _watching: watching,
+        };
+        Self {
+            next: Box::pin(state.next()),
+        }
     }
 
     /// The next piece of the stream; `None` at its end.
@@ -70,9 +79,16 @@ impl Watch {
 
 /// The versions in an event id, where it is one of this watch.
 fn resume(last: Option<&str>, names: usize) -> Vec<Option<String>> {
-    let told: Vec<Option<String>> =
-        last.unwrap_or_default().split(',').map(|v| Some(v.to_owned()).filter(|v| !v.is_empty())).collect();
-    if told.len() == names { told } else { vec![None; names] }
+    let told: Vec<Option<String>> = last
+        .unwrap_or_default()
+        .split(',')
+        .map(|v| Some(v.to_owned()).filter(|v| !v.is_empty()))
+        .collect();
+    if told.len() == names {
+        told
+    } else {
+        vec![None; names]
+    }
 }
 
 impl State {
@@ -94,7 +110,10 @@ impl State {
             if !text.is_empty() {
                 return (self, Some(text.into()));
             }
-            if tokio::time::timeout(KEEP_ALIVE, self.swaps.changed()).await.is_err() {
+            if tokio::time::timeout(KEEP_ALIVE, self.swaps.changed())
+                .await
+                .is_err()
+            {
                 return (self, Some(Bytes::from_static(b": still here\n\n")));
             }
         }
@@ -108,7 +127,11 @@ impl State {
             return Err(Code::Sealed);
         }
         let name = &self.names[at];
-        let version = context.cache.snapshot().get(name.as_str()).map(|e| Arc::clone(e.current.id()));
+        let version = context
+            .cache
+            .snapshot()
+            .get(name.as_str())
+            .map(|e| Arc::clone(e.current.id()));
         let now = version.as_deref().unwrap_or(ABSENT);
         let told = self.told[at].as_deref();
         let news = told != Some(now);
@@ -128,23 +151,37 @@ impl State {
             extra: None,
         };
         self.connection.judge(&bound, &self.id, &wish)?;
-        let change = Change { name: name.clone(), version: version.as_deref().map(str::to_owned) };
+        let change = Change {
+            name: name.clone(),
+            version: version.as_deref().map(str::to_owned),
+        };
         self.told[at] = Some(now.to_owned());
         self.write(kind.as_str(), &change, text);
         Ok(())
     }
 
     fn write(&self, event: &str, data: &impl serde::Serialize, text: &mut String) {
-        let told: Vec<&str> = self.told.iter().map(|v| v.as_deref().unwrap_or_default()).collect();
+        let told: Vec<&str> = self
+            .told
+            .iter()
+            .map(|v| v.as_deref().unwrap_or_default())
+            .collect();
         let data = serde_json::to_string(data).unwrap_or_default();
-        text.push_str(&format!("id: {}\nevent: {event}\ndata: {data}\n\n", told.join(",")));
+        text.push_str(&format!(
+            "id: {}\nevent: {event}\ndata: {data}\n\n",
+            told.join(",")
+        ));
     }
 
     /// Ends the stream with a last event that says why.
     fn close(mut self, reason: &str) -> (Self, Option<Bytes>) {
         self.ended = true;
         let mut text = String::new();
-        self.write("closed", &serde_json::json!({ "reason": reason }), &mut text);
+        self.write(
+            "closed",
+            &serde_json::json!({ "reason": reason }),
+            &mut text,
+        );
         (self, Some(text.into()))
     }
 }

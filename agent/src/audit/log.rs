@@ -22,7 +22,7 @@ use super::files::segments;
 use super::flood::Floods;
 use super::keeper;
 use super::recover::recover;
-use super::render::{Phrase, Clock};
+use super::render::{Clock, Phrase};
 use super::segment::readable_by_adm;
 use super::writer::{Counters, Inner, Writer, held};
 use super::{AuditError, Kept, OnFailure, Receipt, Settings, Sync, Unavailable};
@@ -134,11 +134,10 @@ impl Log {
     /// Syncs where the settings ask for it, and says what may be done now.
     fn receipt(&self, appended: Result<u64, Unavailable>) -> Result<Receipt, Unavailable> {
         let inner = &*self.inner;
-        let kept = appended
-            .and_then(|seq| match inner.settings.sync {
-                Sync::Always => inner.sync_to(seq).map(|()| seq),
-                Sync::Second => Ok(seq),
-            });
+        let kept = appended.and_then(|seq| match inner.settings.sync {
+            Sync::Always => inner.sync_to(seq).map(|()| seq),
+            Sync::Second => Ok(seq),
+        });
         match (kept, inner.settings.on_failure) {
             (Ok(seq), _) => Ok(Receipt(Kept::Recorded(seq))),
             (Err(why), OnFailure::Deny) => {

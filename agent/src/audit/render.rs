@@ -124,7 +124,8 @@ impl Now {
     pub(super) fn read() -> Self {
         Self {
             wall: SystemTime::now(),
-            mono: crate::sys::map::monotonic(),
+            // It tells that the other clock was set; a tick is fine enough for that.
+            mono: crate::sys::map::monotonic_coarse(),
         }
     }
 }

@@ -258,7 +258,9 @@ impl Segment {
         let fail = |why| Failure::from("write to", &self.path, why);
         let mut at = from;
         while at < from + len {
-            let piece = usize::try_from(from + len - at).unwrap_or(ZEROS.len()).min(ZEROS.len());
+            let piece = usize::try_from(from + len - at)
+                .unwrap_or(ZEROS.len())
+                .min(ZEROS.len());
             self.file.write_all_at(&ZEROS[..piece], at).map_err(fail)?;
             at += piece as u64;
         }

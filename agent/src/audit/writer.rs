@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::EventFd;
 
 use super::archive::Job;
+use super::chain::Hash;
 use super::chain::Head;
 use super::entry::Entry;
 use super::event::Event;
 use super::feed::{Bell, Journal};
 use super::files::{MAX_LINE, plain_path};
 use super::flood::Floods;
-use super::chain::Hash;
 use super::render::{Clock, Now, Phrase, extra, record, record_again};
 use super::segment::{Change, Failure, Mark, Segment};
 use super::{Settings, Unavailable};

@@ -14,7 +14,11 @@ pub struct Args {
 }
 
 pub fn check(args: &Args) -> u8 {
-    let depth = if args.content_only { Depth::ContentOnly } else { Depth::Full };
+    let depth = if args.content_only {
+        Depth::ContentOnly
+    } else {
+        Depth::Full
+    };
     let config = match config::load(&args.at.config, depth) {
         Ok(config) => config,
         Err(problems) => {
@@ -22,8 +26,15 @@ pub fn check(args: &Args) -> u8 {
             return exit::CONFIG;
         }
     };
-    config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    let problems = if args.content_only { Vec::new() } else { daemon::preflight(&config) };
+    config
+        .warnings
+        .iter()
+        .for_each(|warning| eprintln!("warning: {warning}"));
+    let problems = if args.content_only {
+        Vec::new()
+    } else {
+        daemon::preflight(&config)
+    };
     problems.iter().for_each(|problem| eprintln!("{problem}"));
     if problems.is_empty() {
         println!("{}: ok", args.at.config.display());

@@ -40,10 +40,19 @@ impl Home {
     fn of(args: &Args) -> Result<Self, String> {
         if let Some(dir) = &args.dir {
             let dir = std::path::absolute(dir).map_err(|error| error.to_string())?;
-            return Ok(Self { state: dir.clone(), sockets: dir, named: true });
+            return Ok(Self {
+                state: dir.clone(),
+                sockets: dir,
+                named: true,
+            });
         }
-        let state = paths::dev_state().ok_or("neither HOME nor XDG_STATE_HOME is set; use --dir DIR")?;
-        Ok(Self { state, sockets: paths::dev_sockets(), named: false })
+        let state =
+            paths::dev_state().ok_or("neither HOME nor XDG_STATE_HOME is set; use --dir DIR")?;
+        Ok(Self {
+            state,
+            sockets: paths::dev_sockets(),
+            named: false,
+        })
     }
 
     /// Makes what is missing; what is there already stays as it is.
@@ -56,7 +65,11 @@ impl Home {
             make_store(&store, &key)?;
         }
         let config = self.state.join("keyhatch.toml");
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&config);
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&config);
         match made.and_then(|mut file| file.write_all(self.text().as_bytes())) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(format!("{}: {error}", config.display()))
@@ -128,9 +141,19 @@ journald = false
     /// Three commands that work as pasted in a second shell.
     fn greet(&self, config: &Path) {
         let color = io::stdout().is_terminal();
-        let (bold, plain) = if color { ("\x1b[1;32m", "\x1b[0m") } else { ("", "") };
+        let (bold, plain) = if color {
+            ("\x1b[1;32m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
         let cargo = std::env::var_os("CARGO_MANIFEST_DIR").is_some();
-        let run = |bin: &str| if cargo { format!("cargo run -q --release --bin {bin} --") } else { bin.to_owned() };
+        let run = |bin: &str| {
+            if cargo {
+                format!("cargo run -q --release --bin {bin} --")
+            } else {
+                bin.to_owned()
+            }
+        };
         let (bots, ops) = if self.named {
             let quoted = |name: &str| shell_quoted(&self.sockets.join(name).display().to_string());
             (
@@ -163,9 +186,13 @@ fn make_own_folder(path: &Path) -> Result<(), String> {
         _ => {}
     }
     // In a folder that all may write, such as /tmp, somebody else may have been first.
-    let meta = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let meta =
+        fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
     if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
-        return Err(format!("{}: is not a folder of yours; remove it or use --dir DIR", path.display()));
+        return Err(format!(
+            "{}: is not a folder of yours; remove it or use --dir DIR",
+            path.display()
+        ));
     }
     Ok(())
 }
@@ -179,7 +206,12 @@ fn make_store(store: &Path, key: &KeySource) -> Result<(), String> {
     let sample = Name::parse("demo/api-key").map_err(|error| error.to_string())?;
     let value = Value::new(b"demo-value-from-keyhatch".to_vec()).map_err(text)?;
     edit.put(&sample, value, Previous::Keep).map_err(text)?;
-    let sealed = edit.seal(Actor { uid: geteuid().as_raw(), login_uid: None }).map_err(text)?;
+    let sealed = edit
+        .seal(Actor {
+            uid: geteuid().as_raw(),
+            login_uid: None,
+        })
+        .map_err(text)?;
     guard.create(&sealed).map_err(|error| error.to_string())
 }
 
@@ -190,5 +222,9 @@ fn toml_string(text: &str) -> String {
 
 fn shell_quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }

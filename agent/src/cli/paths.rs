@@ -27,7 +27,11 @@ pub fn dev_state() -> Option<PathBuf> {
 /// The admin socket that is meant where none is named: the service's, else the caller's own.
 pub fn admin_socket() -> PathBuf {
     let service = Path::new(DEFAULT_ADMIN_SOCKET);
-    if service.exists() { service.to_owned() } else { dev_sockets().join("admin.sock") }
+    if service.exists() {
+        service.to_owned()
+    } else {
+        dev_sockets().join("admin.sock")
+    }
 }
 
 /// The XDG base directory specification: a relative path is ignored.

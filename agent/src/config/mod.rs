@@ -19,8 +19,8 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
-pub use stamps::Stamps;
 pub use source::{KeySource, KeySourceError, Source, SourceKind, owner};
+pub use stamps::Stamps;
 
 pub use crate::policy::{Diagnostic, Place};
 use crate::policy::{Policy, Report, Rules, suggest};

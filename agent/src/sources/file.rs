@@ -141,18 +141,33 @@ impl FileSource {
         let key = self.load_key()?;
         let bytes = files::read(&self.file(), Holds::Secrets, self.trust, LARGEST)?;
         let opened = Opened::verify(&bytes, &key)?;
-        let before = self.memory.get(&self.name).map_err(|error| self.memory_error(error))?;
+        let before = self
+            .memory
+            .get(&self.name)
+            .map_err(|error| self.memory_error(error))?;
         let store = hex(&opened.store_id());
         if !older {
             check_age(before.as_ref(), &store, opened.generation())?;
         }
-        let since = before.filter(|before| before.store == store).map_or(0, |b| b.generation);
-        let changes =
-            opened.changes().iter().filter(|c| c.generation > since).cloned().collect();
+        let since = before
+            .filter(|before| before.store == store)
+            .map_or(0, |b| b.generation);
+        let changes = opened
+            .changes()
+            .iter()
+            .filter(|c| c.generation > since)
+            .cloned()
+            .collect();
         let (entries, skipped) = self.entries(cache, &opened)?;
         let generation = opened.generation();
         let accepted = Accepted { store, generation };
-        Ok(Loaded { entries, generation, changes, skipped, accepted })
+        Ok(Loaded {
+            entries,
+            generation,
+            changes,
+            skipped,
+            accepted,
+        })
     }
 
     /// Remembers that a store is now the accepted one.
@@ -207,9 +222,9 @@ impl FileSource {
         let text = format!("{}{name}", self.prefix);
         let served = Name::parse(&text).map_err(|why| format!("{text}: {why}"))?;
         match owner(self.prefixes.iter().map(String::as_str), &text) {
-            Some(prefix) if prefix != self.prefix => {
-                Err(format!("{text}: belongs to the source with prefix {prefix}"))
-            }
+            Some(prefix) if prefix != self.prefix => Err(format!(
+                "{text}: belongs to the source with prefix {prefix}"
+            )),
             _ => Ok(served),
         }
     }
@@ -224,7 +239,11 @@ impl FileSource {
     ) -> Result<Arc<Version>, Rejected> {
         if let Some(old) = old.filter(|old| old.source == self.name) {
             let known = [Some(&old.current), old.previous.as_ref()];
-            if let Some(same) = known.into_iter().flatten().find(|v| **v.id() == *record.version()) {
+            if let Some(same) = known
+                .into_iter()
+                .flatten()
+                .find(|v| **v.id() == *record.version())
+            {
                 return Ok(Arc::clone(same));
             }
         }
@@ -236,20 +255,28 @@ impl FileSource {
             updated_at: record.updated_at(),
             source: &self.name,
         };
-        Ok(Arc::new(Version::load(cache.arena(), &about, draft.freeze())?))
+        Ok(Arc::new(Version::load(
+            cache.arena(),
+            &about,
+            draft.freeze(),
+        )?))
     }
 
     fn memory_error(&self, source: io::Error) -> Rejected {
-        Rejected::Memory { path: self.memory.path().to_owned(), source }
+        Rejected::Memory {
+            path: self.memory.path().to_owned(),
+            source,
+        }
     }
 }
 
 fn check_age(before: Option<&Accepted>, store: &str, generation: u64) -> Result<(), Rejected> {
     match before {
         Some(before) if before.store != store => Err(Rejected::Another),
-        Some(before) if generation < before.generation => {
-            Err(Rejected::Older { found: generation, accepted: before.generation })
-        }
+        Some(before) if generation < before.generation => Err(Rejected::Older {
+            found: generation,
+            accepted: before.generation,
+        }),
         _ => Ok(()),
     }
 }

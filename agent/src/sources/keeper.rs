@@ -129,13 +129,17 @@ impl Keeper {
         // Watch first: what changes while the first load runs is seen.
         keeper.watch_anew();
         keeper.look(false);
-        thread::Builder::new().name("sources".into()).spawn(move || keeper.run())?;
+        thread::Builder::new()
+            .name("sources".into())
+            .spawn(move || keeper.run())?;
         Ok(outbox)
     }
 
     fn run(mut self) {
         loop {
-            let wait = self.due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
+            let wait = self
+                .due
+                .map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
             match self.inbox.recv_timeout(wait) {
                 Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Asked::File(news)) => self.file_event(news),
@@ -151,7 +155,12 @@ impl Keeper {
     fn answer(&mut self, asked: Asked) {
         match asked {
             Asked::Look => self.look(false),
-            Asked::Edit { source, edit, by, reply } => {
+            Asked::Edit {
+                source,
+                edit,
+                by,
+                reply,
+            } => {
                 // The asker may have gone; the change is made all the same.
                 let _ = reply.send(self.edit(source.as_deref(), edit, by));
             }
@@ -246,7 +255,11 @@ impl Keeper {
 
     fn serve(&self, at: usize, loaded: Loaded) {
         let source = &self.sources[at];
-        let first = !self.states.all_by_name().get(&source.name).is_some_and(|s| s.loaded);
+        let first = !self
+            .states
+            .all_by_name()
+            .get(&source.name)
+            .is_some_and(|s| s.loaded);
         let changes = self.cache.publish(&source.name, loaded.entries);
         let mut recovered = false;
         let secrets = self.cache.snapshot().of_source(&source.name);
@@ -255,14 +268,21 @@ impl Keeper {
             state.loaded = true;
             state.secrets = secrets;
             state.generation = loaded.generation;
-            state.last_success = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
+            state.last_success =
+                Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         });
         self.record_changes(at, &loaded.changes);
         if recovered {
-            self.record(Event::SourceRecovered, &[("source", source.name.as_ref().into())]);
+            self.record(
+                Event::SourceRecovered,
+                &[("source", source.name.as_ref().into())],
+            );
         }
         for why in &loaded.skipped {
-            let members = [("source", source.name.as_ref().into()), ("why", why.as_str().into())];
+            let members = [
+                ("source", source.name.as_ref().into()),
+                ("why", why.as_str().into()),
+            ];
             self.record(Event::AlertSourceRejected, &members);
         }
         if !first {
@@ -281,11 +301,20 @@ impl Keeper {
     }
 
     fn record_rotations(&self, changes: &Changes) {
-        let news = changes.rotated.iter().map(|change| (Event::SecretRotated, change));
-        let gone = changes.removed.iter().map(|change| (Event::SecretRemoved, change));
+        let news = changes
+            .rotated
+            .iter()
+            .map(|change| (Event::SecretRotated, change));
+        let gone = changes
+            .removed
+            .iter()
+            .map(|change| (Event::SecretRemoved, change));
         for (event, (name, version)) in news.chain(gone) {
-            let entry =
-                Entry { secret: Some(name.as_str()), version: Some(version), ..Entry::of(event) };
+            let entry = Entry {
+                secret: Some(name.as_str()),
+                version: Some(version),
+                ..Entry::of(event)
+            };
             // It is served already; the log itself says when it cannot be written.
             let _ = self.audit.keep(&entry);
         }
@@ -302,7 +331,10 @@ impl Keeper {
         });
         if news {
             tracing::error!(source = %name, %why, "the source is refused; the last good values serve on");
-            let members = [("source", name.as_ref().into()), ("why", why.as_str().into())];
+            let members = [
+                ("source", name.as_ref().into()),
+                ("why", why.as_str().into()),
+            ];
             self.record(Event::AlertSourceRejected, &members);
         }
     }
@@ -310,10 +342,18 @@ impl Keeper {
     fn record(&self, event: Event, members: &[(&str, Json)]) {
         let members = extra(members);
         // The log itself says when it cannot be written.
-        let _ = self.audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) });
+        let _ = self.audit.keep(&Entry {
+            extra: Some(&members),
+            ..Entry::of(event)
+        });
     }
 
-    fn edit(&mut self, source: Option<&str>, edit: StoreEdit, by: Actor) -> Result<Json, KeeperError> {
+    fn edit(
+        &mut self,
+        source: Option<&str>,
+        edit: StoreEdit,
+        by: Actor,
+    ) -> Result<Json, KeeperError> {
         let at = self.find(source)?;
         if self.cache.is_sealed() {
             return Err(KeeperError::NotServing);
@@ -330,7 +370,8 @@ impl Keeper {
             guard.replace(&open.seal(by)?)?;
         }
         drop(guard);
-        self.stamps.insert(Arc::clone(&source.name), Stamp::of(&source.file()));
+        self.stamps
+            .insert(Arc::clone(&source.name), Stamp::of(&source.file()));
         self.load(at, false)?;
         Ok(done)
     }
@@ -340,14 +381,20 @@ impl Keeper {
         self.load(at, true)?;
         let name = self.sources[at].name.as_ref();
         self.record(Event::AdminAcceptedOlder, &[("source", name.into())]);
-        let generation = self.states.all_by_name().get(name).map_or(0, |state| state.generation);
+        let generation = self
+            .states
+            .all_by_name()
+            .get(name)
+            .map_or(0, |state| state.generation);
         Ok(serde_json::json!({ "source": name, "generation": generation }))
     }
 
     fn find(&self, source: Option<&str>) -> Result<usize, KeeperError> {
         match source {
             None if self.sources.len() == 1 => Ok(0),
-            None => Err(KeeperError::Asked("there are several sources: name one with --source".into())),
+            None => Err(KeeperError::Asked(
+                "there are several sources: name one with --source".into(),
+            )),
             Some(name) => self
                 .sources
                 .iter()
@@ -361,7 +408,15 @@ impl Stamp {
     fn of(path: &Path) -> Self {
         Self(std::fs::metadata(path).ok().map(|meta| {
             let changed = (meta.ctime(), meta.ctime_nsec());
-            (meta.dev(), meta.ino(), meta.size(), changed.0, changed.1, meta.uid(), meta.mode())
+            (
+                meta.dev(),
+                meta.ino(),
+                meta.size(),
+                changed.0,
+                changed.1,
+                meta.uid(),
+                meta.mode(),
+            )
         }))
     }
 }

@@ -72,7 +72,9 @@ impl Trail {
     pub fn judge(&self, event: &Event) -> News {
         let mut news = News::None;
         for path in &event.paths {
-            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
             let step = (folder.to_owned(), name.to_owned());
             if self.steps.contains(&step) && !matches!(event.kind, EventKind::Access(_)) {
                 return News::Moved;
@@ -92,7 +94,11 @@ impl Trail {
     }
 
     fn folders(&self) -> BTreeSet<&Path> {
-        self.steps.iter().chain(&self.file).map(|(folder, _)| folder.as_path()).collect()
+        self.steps
+            .iter()
+            .chain(&self.file)
+            .map(|(folder, _)| folder.as_path())
+            .collect()
     }
 }
 
@@ -106,7 +112,11 @@ pub fn watch(
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         let news = match &event {
             Ok(event) if event.need_rescan() => News::Moved,
-            Ok(event) => watched.iter().map(|trail| trail.judge(event)).max().unwrap_or(News::None),
+            Ok(event) => watched
+                .iter()
+                .map(|trail| trail.judge(event))
+                .max()
+                .unwrap_or(News::None),
             // Events were lost: look at everything.
             Err(_) => News::Moved,
         };
