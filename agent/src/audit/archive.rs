@@ -131,8 +131,8 @@ impl Inner {
         };
         let mut bytes: u64 = files[..closed].iter().map(SegmentFile::size).sum();
         let room = self.settings.keep.saturating_sub(self.settings.segment);
-        for (file, next) in files[..closed].iter().zip(&files[1..]) {
-            let Some(after) = Next::read(next)? else {
+        for (at, file) in files[..closed].iter().enumerate() {
+            let Some(after) = Next::find(&files[at + 1..])? else {
                 return Ok(false);
             };
             let forced = bytes > room;
@@ -185,6 +185,16 @@ struct Next {
 }
 
 impl Next {
+    /// From the first later file with a record; one that was put aside may have none.
+    fn find(later: &[SegmentFile]) -> io::Result<Option<Self>> {
+        for file in later {
+            if let Some(found) = Self::read(file)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// `None` where it has no record yet.
     fn read(next: &SegmentFile) -> io::Result<Option<Self>> {
         let mut lines = Lines::open(next)?;

@@ -36,7 +36,9 @@ impl Hash {
         Self(text)
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    /// The hash with that text: 64 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
         let text: [u8; Self::LEN] = text.try_into().ok()?;
         let hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
         text.iter().all(hex).then_some(Self(text))

@@ -51,6 +51,8 @@ pub enum Event {
     AdminApproved,
     /// An operator accepted an older copy of the store.
     AdminAcceptedOlder,
+    /// Someone who is no admin asked on the admin socket.
+    AdminDenied,
     /// Segments were deleted by retention.
     AuditExpired,
     /// A sealed checkpoint of the chain (later).
@@ -83,7 +85,7 @@ pub enum Event {
 
 impl Event {
     /// Every event, in the order of the documentation.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::SecretRead,
         Self::SecretList,
         Self::SecretWatch,
@@ -108,6 +110,7 @@ impl Event {
         Self::AdminReleased,
         Self::AdminApproved,
         Self::AdminAcceptedOlder,
+        Self::AdminDenied,
         Self::AuditExpired,
         Self::AuditCheckpoint,
         Self::AlertHoneytoken,
@@ -181,6 +184,7 @@ impl Event {
             Self::AdminAcceptedOlder => {
                 ("admin.accepted_older", "a0ac07d2e87f43428c24bb6915b2cbff")
             }
+            Self::AdminDenied => ("admin.denied", "5f0b1d9a6c3e4d7b8a2f1c0e9d8b7a65"),
             Self::AuditExpired => ("audit.expired", "e47dc72d268e475491bb84e943dc6db3"),
             Self::AuditCheckpoint => ("audit.checkpoint", "c97a14a06e3f47929f1e6f58a8666748"),
             Self::AlertHoneytoken => ("alert.honeytoken", "0ed9b318f47d47d8a2bfbb598bb8f094"),

@@ -110,6 +110,36 @@ fn a_write_by_someone_else_is_noticed() {
     );
 }
 
+#[test]
+fn after_a_failed_sync_what_was_not_on_disk_is_written_again() {
+    use super::super::writer::Down;
+    let dir = Dir::new();
+    let log = open(&dir);
+    let seq = keep(&log, 10);
+    wait("the sync", || log.stats().synced >= seq);
+    keep(&log, 45);
+    log.inner.fail(
+        &mut log.inner.writer(),
+        Down::Broken("the disk said EIO".to_owned()),
+    );
+    wait("going on", || log.available().is_ok());
+    keep(&log, 1);
+    log.close();
+    let records = whole(&dir, log.head());
+    assert_eq!(
+        records.len(),
+        56,
+        "no gap, no alert: nobody changed anything"
+    );
+    assert!(
+        segments(&dir.0)
+            .unwrap()
+            .iter()
+            .any(|file| (2..=11).contains(&file.first))
+    );
+    assert_eq!(log.stats().last_error.as_deref(), Some("the disk said EIO"));
+}
+
 /// A small file system that can be filled; `None` (said aloud) where it cannot be mounted.
 struct Small(Dir);
 
