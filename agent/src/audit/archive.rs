@@ -47,15 +47,19 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
             Ok(job) => Some(job),
             Err(RecvTimeoutError::Timeout) => None,
         };
-        // Every file before this one is closed, and told of before it was replaced.
-        let current = inner.writer().segment.base.head.seq + 1;
-        for job in first.into_iter().chain(jobs.try_iter()) {
+        // Looked at before the jobs are: each of these files had its job sent before.
+        let closed = inner.closed();
+        let (known, mut more) = (usize::from(first.is_some()), false);
+        for (at, job) in first.into_iter().chain(jobs.try_iter()).enumerate() {
             match job {
                 Job::Stop => return,
                 Job::Closed { file, len } => cut(&file, len),
             }
+            more = at >= known;
         }
-        pause = match inner.tidy(current) {
+        pause = match closed.and_then(|closed| inner.tidy(closed)) {
+            // What was closed since it was looked is not among them.
+            Ok(true) if more => Duration::ZERO,
             Ok(true) => EVERY,
             Ok(false) => AGAIN,
             Err(why) => {
@@ -86,20 +90,39 @@ fn cut(file: &File, len: u64) {
 }
 
 impl Inner {
+    /// All segments, and how many of them, from the oldest on, nobody will write again. `None` while the
+    /// log is down: a repair may write any number again.
+    fn closed(&self) -> io::Result<Option<(Vec<SegmentFile>, usize)>> {
+        let _names = held(&self.names);
+        let files = segments(&self.settings.dir)?;
+        let open = files
+            .iter()
+            .position(|file| !self.is_closed(file))
+            .unwrap_or(files.len());
+        Ok((self.writer().down.is_none()).then_some((files, open)))
+    }
+
+    /// Asked while `names` is held, so that no repair begins meanwhile.
+    fn is_closed(&self, file: &SegmentFile) -> bool {
+        let writer = self.writer();
+        writer.down.is_none() && file.first <= writer.segment.base.head.seq
+    }
+
     /// Deletes what is to go, then compresses what is not; false where something is left to do.
-    fn tidy(&self, current: u64) -> io::Result<bool> {
-        let dir = &self.settings.dir;
-        let files = segments(dir)?;
-        let done = self.expire(&files)?;
-        for file in segments(dir)? {
+    fn tidy(&self, closed: Option<(Vec<SegmentFile>, usize)>) -> io::Result<bool> {
+        let Some((files, closed)) = closed else {
+            return Ok(false);
+        };
+        let (done, gone) = self.expire(&files, closed)?;
+        for file in &files[gone..closed] {
             if self.stopping.load(Ordering::SeqCst) {
                 break;
             }
-            if file.kind == Kind::Plain && file.first < current {
-                self.pack(&file)?;
+            if file.kind == Kind::Plain {
+                self.pack(file)?;
             }
         }
-        count(self, &segments(dir)?);
+        count(self, &segments(&self.settings.dir)?);
         Ok(done)
     }
 
@@ -111,7 +134,7 @@ impl Inner {
         let done = compress(plain, &temporary).and_then(|()| {
             let _names = held(&self.names);
             // The name may have gone to another segment meanwhile.
-            if fs::metadata(&file.path)?.ino() != inode {
+            if fs::metadata(&file.path)?.ino() != inode || !self.is_closed(file) {
                 return Err(io::Error::other("the segment was replaced"));
             }
             fs::rename(&temporary, &target)?;
@@ -125,17 +148,14 @@ impl Inner {
     }
 
     /// Deletes the oldest closed segments while there are too many bytes, or they are too old. Each is
-    /// recorded first: a kill between leaves a record of what goes next time.
-    fn expire(&self, files: &[SegmentFile]) -> io::Result<bool> {
-        let current = self.writer().segment.path.clone();
-        let Some(closed) = files.iter().position(|file| file.path == current) else {
-            return Ok(false);
-        };
+    /// recorded first: a kill between leaves a record of what goes next time. Whether all was done, and how
+    /// many are gone.
+    fn expire(&self, files: &[SegmentFile], closed: usize) -> io::Result<(bool, usize)> {
         let mut bytes: u64 = files[..closed].iter().map(SegmentFile::size).sum();
         let room = self.settings.keep.saturating_sub(self.settings.segment);
-        for (file, next) in files[..closed].iter().zip(&files[1..]) {
-            let Some(after) = Next::read(next)? else {
-                return Ok(false);
+        for (at, file) in files[..closed].iter().enumerate() {
+            let Some(after) = Next::find(&files[at + 1..])? else {
+                return Ok((false, at));
             };
             let forced = bytes > room;
             let sent = self.journal.sent.load(Ordering::Acquire);
@@ -146,16 +166,19 @@ impl Inner {
             };
             let old = after.age > self.settings.keep_for && unsent == 0;
             if !forced && !old {
-                return Ok(true);
+                return Ok((true, at));
             }
             if !self.record_expiry(file, &after, unsent) {
-                return Ok(false);
+                return Ok((false, at));
             }
             bytes -= file.size().min(bytes);
             let _names = held(&self.names);
+            if !self.is_closed(file) {
+                return Ok((false, at));
+            }
             fs::remove_file(&file.path)?;
         }
-        Ok(true)
+        Ok((true, closed))
     }
 
     fn record_expiry(&self, file: &SegmentFile, after: &Next, unsent: u64) -> bool {
@@ -187,6 +210,16 @@ struct Next {
 }
 
 impl Next {
+    /// From the first later file with a record; one that was put aside may have none.
+    fn find(later: &[SegmentFile]) -> io::Result<Option<Self>> {
+        for file in later {
+            if let Some(found) = Self::read(file)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// `None` where it has no record yet.
     fn read(next: &SegmentFile) -> io::Result<Option<Self>> {
         let mut lines = Lines::open(next)?;

@@ -29,7 +29,7 @@ use super::{AuditError, Kept, OnFailure, Receipt, Settings, Sync, Unavailable};
 
 /// An open audit log. Closing or dropping it syncs and ends its threads.
 pub struct Log {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     _lock: Flock<File>,
 }

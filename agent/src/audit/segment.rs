@@ -5,13 +5,14 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{Gid, Group, fchown};
 
 use super::chain::Head;
 use crate::sys::map::{self, Window};
@@ -333,9 +334,17 @@ fn cannot_reserve(why: &io::Error) -> bool {
 
 /// Gives the file to group `adm` where it exists and we may, and sets its mode past the umask.
 pub(super) fn readable_by_adm(file: &File, mode: u32) {
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("adm") {
+    // Looked up once: a directory service may be slow, and a request may be waiting.
+    static ADM: OnceLock<Option<Gid>> = OnceLock::new();
+    let adm = ADM.get_or_init(|| {
+        Group::from_name("adm")
+            .ok()
+            .flatten()
+            .map(|group| group.gid)
+    });
+    if adm.is_some() {
         // An unprivileged daemon that is not in the group keeps its own; the mode says the rest.
-        let _ = nix::unistd::fchown(file, None, Some(group.gid));
+        let _ = fchown(file, None, *adm);
     }
     let _ = file.set_permissions(Permissions::from_mode(mode));
 }
