@@ -502,13 +502,12 @@ pub fn log_to_journald_or_stderr() {
     let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     // A second call, as in a test, changes nothing.
-    let _ = match journald {
-        Some(journald) => registry.with(journald).try_init(),
-        None => {
-            let stderr = tracing_subscriber::fmt::layer()
-                .with_writer(io::stderr)
-                .with_target(false);
-            registry.with(stderr).try_init()
-        }
+    let _ = if let Some(journald) = journald {
+        registry.with(journald).try_init()
+    } else {
+        let stderr = tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_target(false);
+        registry.with(stderr).try_init()
     };
 }

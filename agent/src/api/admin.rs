@@ -273,7 +273,7 @@ impl AdminServer {
                 Some("the body is too large or did not arrive"),
             );
         };
-        let asked = match store_verbs::parse(&verb, &query, body.to_bytes()) {
+        let asked = match store_verbs::parse(&verb, &query, &body.to_bytes()) {
             Ok(asked) => asked,
             Err(why) => return answer::problem(Code::BadRequest, &id, Some(&why)),
         };

@@ -168,7 +168,7 @@ impl Connection {
             (None, BotMatch::Bot(_)) => Reason::Granted,
         };
         let granted = reason == Reason::Granted;
-        let nearest = self.nearest(bound, reason);
+        let nearest = nearest(bound, reason);
         let entry = Entry {
             decision: if granted {
                 Verdict::Allow
@@ -238,7 +238,7 @@ impl Connection {
         decision: &Decision,
     ) -> Result<Receipt, Code> {
         let allowed = decision.allowed();
-        let nearest = self.nearest(bound, decision.reason());
+        let nearest = nearest(bound, decision.reason());
         let entry = Entry {
             event: wish.event,
             decision: if allowed {
@@ -265,11 +265,6 @@ impl Connection {
             bound.remember(wish, version, Phrase::of(&entry));
         }
         Ok(kept)
-    }
-
-    fn nearest(&self, bound: &Bound, reason: Reason) -> Option<String> {
-        let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
-        Some(extra(&[("nearest", nearest.as_str().into())]))
     }
 
     fn count(&self, allowed: bool) {
@@ -407,6 +402,12 @@ async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -
         facts.exe_sha256 = hash;
     }
     facts
+}
+
+/// What the record of a peer without a bot says about the nearest one.
+fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
+    let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
+    Some(extra(&[("nearest", nearest.as_str().into())]))
 }
 
 fn code_of(reason: Reason) -> Code {

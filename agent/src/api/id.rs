@@ -36,6 +36,7 @@ impl RequestIds {
 
 impl RequestId {
     /// The id as text.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         // Hexadecimal digits and a dash.
         std::str::from_utf8(&self.0).unwrap_or_default()

@@ -59,6 +59,7 @@ pub struct Watching {
 
 impl Limits {
     /// Bounds for a process that may open `files` descriptors.
+    #[must_use]
     pub fn new(files: u64) -> Arc<Self> {
         let in_all = (files.saturating_sub(128) / DESCRIPTORS).max(16);
         // One user takes a quarter at most, so that others always find room.
@@ -136,11 +137,13 @@ fn coarse_ms() -> u64 {
 
 impl Connected {
     /// Whether a request of this connection may be answered now.
+    #[must_use]
     pub fn admit(&self) -> bool {
         self.limits.admit(&self.user)
     }
 
     /// Counts a watch; a uid may have as many as connections.
+    #[must_use]
     pub fn watch(&self) -> Option<Watching> {
         let before = self.user.watches.fetch_add(1, Relaxed);
         self.waits.fetch_add(1, Relaxed);
@@ -152,6 +155,7 @@ impl Connected {
     }
 
     /// How many watches and long polls wait on this connection.
+    #[must_use]
     pub fn waits(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.waits)
     }

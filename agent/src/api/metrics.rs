@@ -1,4 +1,4 @@
-//! Metrics in the OpenMetrics text format (1.0). Never a value, a name or a peer: only counts.
+//! Metrics in the `OpenMetrics` text format (1.0). Never a value, a name or a peer: only counts.
 
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;

@@ -2,7 +2,6 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use keyhatch_protocol::Name;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -64,7 +63,7 @@ impl StoreVerb {
 }
 
 /// Parses a verb; the message of an error is for the operator and holds no value.
-pub fn parse(verb: &str, query: &[(String, String)], body: Bytes) -> Result<StoreVerb, String> {
+pub fn parse(verb: &str, query: &[(String, String)], body: &[u8]) -> Result<StoreVerb, String> {
     let get = |key: &str| {
         query
             .iter()
@@ -90,13 +89,13 @@ pub fn parse(verb: &str, query: &[(String, String)], body: Bytes) -> Result<Stor
         }
         "rm" => remove(name()?),
         "list" => edit(|edit, _| Ok(json!({ "secrets": edit.list() }))),
-        "import" => import(&body)?,
+        "import" => import(body)?,
         "verify" => edit(|edit, _| {
             Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))
         }),
-        "rekey" => rekey(keys(&body)?),
+        "rekey" => rekey(keys(body)?),
         "key-list" => edit(|edit, _| Ok(json!({ "keys": edit.keys() }))),
-        "key-add" => key_add(label()?, keys(&body)?)?,
+        "key-add" => key_add(label()?, keys(body)?)?,
         "key-rm" => key_remove(label()?),
         "accept-older" => What::AcceptOlder,
         _ => return Err("no such store verb".into()),
@@ -113,7 +112,7 @@ fn edit(
     What::Edit(Box::new(act))
 }
 
-fn put(name: Name, body: Bytes, revoke: bool) -> Result<What, String> {
+fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     let value = Value::new(body.to_vec()).map_err(|why| why.to_string())?;
     let previous = if revoke {
         Previous::Revoke
@@ -187,7 +186,7 @@ fn key_remove(label: String) -> What {
 
 /// Keys stand in a body one after the other, 32 bytes each.
 fn keys(body: &[u8]) -> Result<Vec<Key>, String> {
-    if body.len() % 32 != 0 {
+    if !body.len().is_multiple_of(32) {
         return Err("a key is 32 bytes".into());
     }
     body.chunks(32)

@@ -4,6 +4,7 @@
 //! it was told last and what is served. A watcher that never reads holds one event and is cut off after
 //! its write deadline. The event id carries the versions told, so that a watch resumes across a restart.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -167,10 +168,12 @@ impl State {
             .map(|v| v.as_deref().unwrap_or_default())
             .collect();
         let data = serde_json::to_string(data).unwrap_or_default();
-        text.push_str(&format!(
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
             "id: {}\nevent: {event}\ndata: {data}\n\n",
             told.join(",")
-        ));
+        );
     }
 
     /// Ends the stream with a last event that says why.

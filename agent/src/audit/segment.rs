@@ -255,7 +255,7 @@ impl Segment {
     /// Writes the zeros that are there already: the page cache then holds the space in large pieces, and
     /// taking the pages costs a sixth of what one fault for each does.
     fn take_pages(&self, from: u64, len: u64) -> Result<(), Failure> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let fail = |why| Failure::from("write to", &self.path, why);
         let mut at = from;
         while at < from + len {

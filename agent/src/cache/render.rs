@@ -85,7 +85,7 @@ pub fn copy(arena: &Arc<Arena>, value: &[u8]) -> Result<Block, Full> {
 /// The length of `text` inside a JSON string.
 fn escaped_len(text: &[u8]) -> usize {
     text.iter()
-        .map(|byte| escape_of(*byte).map_or(1, |escape| escape.len()))
+        .map(|byte| escape_of(*byte).map_or(1, str::len))
         .sum()
 }
 

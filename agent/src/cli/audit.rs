@@ -200,7 +200,7 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
 }
 
 fn print_verify(dir: &std::path::Path, args: &Verify) -> Result<u8, AuditError> {
-    let report = audit::verify(dir, args.head.clone())?;
+    let report = audit::verify(dir, args.head)?;
     let (seq, hash) = report
         .head
         .as_ref()

@@ -43,7 +43,7 @@ enum Verb {
     /// Run a ready daemon on an encrypted store of your own; nothing to configure
     #[command(after_help = "Example: keyhatchd dev")]
     Dev(dev::Args),
-    /// Parse and validate everything, start nothing; exit 0, or 78 with file:line
+    /// Parse and validate everything, start nothing; exit 0, or 78 with <file:line>
     #[command(after_help = "Example: keyhatchd check --config /etc/keyhatch/keyhatch.toml")]
     Check(check::Args),
     /// Say which rule decides, and why; exit 0 allowed, 77 denied

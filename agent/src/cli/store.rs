@@ -91,7 +91,7 @@ pub struct At {
     /// Work on the files of this folder instead of asking the daemon
     #[arg(long, value_name = "DIR", requires = "key")]
     pub store: Option<PathBuf>,
-    /// The key of --store: file:PATH or credential:NAME
+    /// The key of --store: <file:PATH> or credential:NAME
     #[arg(long, value_name = "KEY", requires = "store")]
     pub key: Option<KeySource>,
     #[command(flatten)]
@@ -106,7 +106,7 @@ struct Init {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// The key: file:PATH, made where it does not exist, or credential:NAME
+    /// The key: <file:PATH>, made where it does not exist, or credential:NAME
     #[arg(long, value_name = "KEY")]
     key: KeySource,
 }
@@ -186,7 +186,7 @@ struct Rekey {
 #[derive(clap::Args)]
 struct KeyAdd {
     label: String,
-    /// The key to add: file:PATH, made where it does not exist, or credential:NAME
+    /// The key to add: <file:PATH>, made where it does not exist, or credential:NAME
     #[arg(value_name = "NEW_KEY")]
     new_key: KeySource,
     #[command(flatten)]
@@ -268,12 +268,7 @@ pub fn store(args: Args) -> u8 {
                 length: args.length,
             },
         ),
-        Verb::Rekey(args) => match args
-            .keep_key
-            .iter()
-            .map(|key| store_files::key_of(key))
-            .collect()
-        {
+        Verb::Rekey(args) => match args.keep_key.iter().map(store_files::key_of).collect() {
             Ok(keys) => ask(&args.at, Asked::Rekey(keys)),
             Err(why) => fail(exit::FAILED, why),
         },

@@ -37,6 +37,7 @@ pub struct Trail {
 
 impl Trail {
     /// Follows the way to `path` as it is now.
+    #[must_use]
     pub fn to(path: &Path) -> Self {
         let mut trail = Self::default();
         let mut todo: Vec<OsString> = segments(path);
@@ -69,6 +70,7 @@ impl Trail {
     }
 
     /// What `event` says of the file at the end of the trail.
+    #[must_use]
     pub fn judge(&self, event: &Event) -> News {
         let mut news = News::None;
         for path in &event.paths {
@@ -81,11 +83,10 @@ impl Trail {
             }
             if self.file.as_ref() == Some(&step) {
                 news = match event.kind {
-                    EventKind::Modify(ModifyKind::Data(_)) => News::Writing,
                     EventKind::Access(AccessKind::Close(AccessMode::Write)) => News::Whole,
                     EventKind::Access(_) => news,
                     // A file that is made here is written next; one that is renamed here is whole.
-                    EventKind::Create(_) => News::Writing,
+                    EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(_) => News::Writing,
                     _ => News::Whole,
                 };
             }
@@ -108,11 +109,11 @@ pub fn watch(
     trails: &Arc<[Trail]>,
     tell: impl Fn(News) + Send + 'static,
 ) -> notify::Result<RecommendedWatcher> {
-    let watched = Arc::clone(trails);
+    let kept = Arc::clone(trails);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         let news = match &event {
             Ok(event) if event.need_rescan() => News::Moved,
-            Ok(event) => watched
+            Ok(event) => kept
                 .iter()
                 .map(|trail| trail.judge(event))
                 .max()

@@ -92,6 +92,9 @@ impl SecretMemory {
 
     /// The bytes of a range.
     ///
+    /// # Panics
+    /// Where the range is not inside the mapping.
+    ///
     /// # Safety
     /// Nobody may write the range while the slice lives.
     #[must_use]
@@ -104,6 +107,9 @@ impl SecretMemory {
 
     /// The bytes of a range, to be written.
     ///
+    /// # Panics
+    /// Where the range is not inside the mapping.
+    ///
     /// # Safety
     /// Nobody else may read or write the range while the slice lives.
     #[must_use]
@@ -115,6 +121,9 @@ impl SecretMemory {
     }
 
     /// Overwrites a range with zeros, in a way that the compiler keeps.
+    ///
+    /// # Panics
+    /// Where the range is not inside the mapping.
     ///
     /// # Safety
     /// Nobody may read the range at the same time and rely on what it says.
