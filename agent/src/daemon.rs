@@ -327,7 +327,7 @@ fn exe_paths(config: &Config) -> Vec<PathBuf> {
 
 fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
     let members = extra(&[
-        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("agent_version", env!("CARGO_PKG_VERSION").into()),
         ("config", json!(path)),
         ("missing", json!(missing)),
     ]);
