@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc as channel;
 
 use crate::api::admin::{AdminServer, Reload};
@@ -23,9 +23,11 @@ use crate::api::limits::Limits;
 use crate::api::{Context, RequestIds, Server, ServerError, metrics_server};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
-use crate::config::{self, Config, Depth, SourceKind, Stamps};
+use crate::config::{self, Config, Depth, Metrics, SourceKind, Stamps};
+use crate::files::Trust;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
+use crate::policy::{Bot, Kind};
 use crate::sources::{Asked, FileSource, Keeper, States};
 use crate::sys::arena::Arena;
 use crate::sys::harden;
@@ -89,14 +91,19 @@ pub fn preflight(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let policy = &config.policy;
-    let sees_images = harden::has_capability(harden::CAP_SYS_PTRACE);
-    if (!policy.exe_paths().is_empty() || policy.needs_exe_sha256()) && !sees_images {
-        problems.push(
-            "a bot is selected by exe or exe_sha256, which needs CAP_SYS_PTRACE to see other users' programs; \
-             add AmbientCapabilities=CAP_SYS_PTRACE to the unit, or select by unit"
-                .to_owned(),
-        );
+    if !harden::has_capability(harden::CAP_SYS_PTRACE) {
+        let by_image = |bot: &&Bot| {
+            [Kind::Exe, Kind::ExeSha256]
+                .into_iter()
+                .any(|kind| bot.selectors().has(kind))
+        };
+        problems.extend(config.policy.bots().iter().filter(by_image).map(|bot| {
+            format!(
+                "{}: bot {:?} is selected by exe or exe_sha256, which needs CAP_SYS_PTRACE to see other users' \
+                 programs, add AmbientCapabilities=CAP_SYS_PTRACE to the unit, or select by unit",
+                bot.place, bot.name
+            )
+        }));
     }
     problems
 }
@@ -130,6 +137,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(path: &Path, config: Config, files: u64) -> Result<Self, StartError> {
+        config
+            .warnings
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
         let state_dir = &config.agent.state_dir;
         make_folder(state_dir, 0o700)?;
         let state = lock_state(state_dir)?;
@@ -197,9 +208,7 @@ impl Daemon {
         tokio::spawn(Arc::clone(&server).watch_exits());
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {
-            metrics_server::start(Arc::clone(&self.context), at)
-                .await
-                .map_err(|why| StartError::Other("the metrics address", why.to_string()))?;
+            serve_metrics(&self.context, at).await?;
         }
         let mut signals = signals()?;
         ready();
@@ -222,7 +231,7 @@ impl Daemon {
 
     /// Reads the configuration anew: it takes effect whole, or not at all.
     fn reload(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
-        let loaded = config::load(&self.path, Depth::Full)
+        let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
             problems if problems.is_empty() => Ok(fresh),
@@ -239,6 +248,10 @@ impl Daemon {
                 return Err(problems);
             }
         };
+        fresh
+            .warnings
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
         self.context.images.learn(&exe_paths(&fresh));
         self.context
             .config_files
@@ -291,7 +304,14 @@ impl Daemon {
         let _ = self.keeper.send(Asked::Stop);
         self.context.cache.seal();
         self.context.audit.close();
-        for socket in [&self.config.agent.socket, &self.config.agent.admin_socket] {
+        let metrics = match &self.config.agent.metrics {
+            Some(Metrics::Unix(path)) => Some(path),
+            _ => None,
+        };
+        for socket in [&self.config.agent.socket, &self.config.agent.admin_socket]
+            .into_iter()
+            .chain(metrics)
+        {
             // Someone else may have removed it.
             let _ = fs::remove_file(socket);
         }
@@ -373,7 +393,6 @@ fn start_keeper(
     for source in &files {
         states.change(&source.name, |_| {});
     }
-    refuse_loose(&files)?;
     Keeper::start(
         files,
         Arc::clone(cache),
@@ -381,16 +400,6 @@ fn start_keeper(
         Arc::clone(states),
     )
     .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
-}
-
-/// A key or store that others could read or write stops the start: it may be known to them already.
-fn refuse_loose(sources: &[FileSource]) -> Result<(), StartError> {
-    let loose: Vec<String> = sources.iter().filter_map(FileSource::loose).collect();
-    if loose.is_empty() {
-        Ok(())
-    } else {
-        Err(StartError::Config(loose))
-    }
 }
 
 /// An arena as large as this process may lock.
@@ -459,6 +468,19 @@ fn listen(path: &Path) -> Result<UnixListener, StartError> {
     UnixListener::from_std(listener).map_err(io_error("listen on", path))
 }
 
+async fn serve_metrics(context: &Arc<Context>, at: &Metrics) -> Result<(), StartError> {
+    match at {
+        Metrics::Unix(path) => metrics_server::on_socket(Arc::clone(context), listen(path)?),
+        Metrics::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.map_err(|why| {
+                StartError::Other("the metrics address", format!("{address}: {why}"))
+            })?;
+            metrics_server::on_address(Arc::clone(context), listener);
+        }
+    }
+    Ok(())
+}
+
 /// Removes a socket that a daemon left behind; one that is listened on is never stolen.
 fn remove_dead(path: &Path) -> Result<(), StartError> {
     let Ok(meta) = fs::symlink_metadata(path) else {
@@ -493,6 +515,16 @@ fn signals() -> Result<channel::Receiver<i32>, StartError> {
     Ok(told)
 }
 
+/// Whether systemd connected standard error to the journal: a child inherits the variable with any other
+/// standard error, too (`JOURNAL_STREAM` of systemd.exec(5)).
+fn stderr_is_journal() -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else {
+        return false;
+    };
+    std::env::var("JOURNAL_STREAM")
+        .is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
 /// The daemon's own log: to journald where systemd has connected standard error to it, else to standard
 /// error.
 pub fn log_to_journald_or_stderr() {
@@ -500,7 +532,9 @@ pub fn log_to_journald_or_stderr() {
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
-    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let journald = stderr_is_journal()
+        .then(|| tracing_journald::layer().ok())
+        .flatten();
     // A second call, as in a test, changes nothing.
     let _ = if let Some(journald) = journald {
         registry.with(journald).try_init()

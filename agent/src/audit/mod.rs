@@ -44,7 +44,7 @@ pub use entry::{Entry, Facts, Who};
 pub use event::{Event, Verdict};
 pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
-pub use format::format_line;
+pub use format::{format_line, safe};
 pub use log::{Log, Stats};
 pub use query::{Filter, query};
 pub use record::{Peer, Record};

@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use serde_json::Value as Json;
 use tokio::net::UnixStream;
 
-use super::{exit, fail, paths};
+use super::{exit, fail, paths, say, status};
 use crate::config::{self, Depth};
 use crate::sys::peer;
 
@@ -146,7 +146,7 @@ pub fn finish(
             good(&reply.body)
         };
         if !text.is_empty() {
-            println!("{text}");
+            say(text);
         }
         return 0;
     }
@@ -182,9 +182,7 @@ pub fn finish(
 
 pub fn status(args: &Args) -> u8 {
     let answer = args.target.ask(Method::GET, "/v1/status", Bytes::new());
-    finish(answer, args.json, |status| {
-        serde_json::to_string_pretty(status).unwrap_or_default()
-    })
+    finish(answer, args.json, status::render)
 }
 
 pub fn reload(args: &Args) -> u8 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keyhatch_protocol::{Action, Name};
 
-use super::{ConfigAt, exit, fail};
+use super::{ConfigAt, exit, fail, say};
 use crate::audit::{self, Filter};
 use crate::config::{self, Config, Depth};
 use crate::identity::{Images, Peer, accounts};
@@ -72,16 +72,19 @@ fn explain_request(config: &Config, id: &str) -> u8 {
         );
     };
     for record in &of_request {
-        println!("{}", audit::format_line(record, false));
+        say(audit::format_line(record, false));
         if let Some(rule) = &record.rule {
-            println!("  decided by {rule}: {}", line_at(rule).unwrap_or_default());
+            say(format_args!(
+                "  decided by {rule}: {}",
+                line_at(rule).unwrap_or_default()
+            ));
         }
         if let Some(nearest) = record
             .extra()
             .get("nearest")
             .and_then(|nearest| nearest.as_str())
         {
-            println!("  {nearest}");
+            say(format_args!("  {}", audit::safe(nearest)));
         }
     }
     if last.decision == "allow" {
@@ -93,16 +96,26 @@ fn explain_request(config: &Config, id: &str) -> u8 {
 
 fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &Name) -> u8 {
     match found {
-        BotMatch::Bot(id) => println!("bot: {}", bot_name(policy, *id)),
+        BotMatch::Bot(id) => {
+            if let Some(bot) = policy.bot(*id) {
+                say(format_args!(
+                    "bot: {}, at {}, roles: {}",
+                    bot.name,
+                    bot.place,
+                    bot.roles.join(" ")
+                ));
+            }
+        }
         BotMatch::NoBot { nearest } => {
-            println!(
-                "bot: none; {}",
-                nearest.as_deref().unwrap_or("the configuration has no bot")
-            );
+            let nearest = nearest.as_deref().unwrap_or("the configuration has no bot");
+            say(format_args!("bot: none; {}", audit::safe(nearest)));
         }
         BotMatch::Ambiguous(bots) => {
             let names: Vec<&str> = bots.iter().map(|id| bot_name(policy, *id)).collect();
-            println!("bot: ambiguous, equally specific: {}", names.join(", "));
+            say(format_args!(
+                "bot: ambiguous, equally specific: {}",
+                names.join(", ")
+            ));
         }
     }
     let decision = policy.decide(found, action, secret);
@@ -111,9 +124,15 @@ fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &
     } else {
         "denied"
     };
-    println!("{action} {secret}: {word}, {}", decision.reason());
+    say(format_args!(
+        "{action} {secret}: {word}, {}",
+        decision.reason()
+    ));
     if let Some(rule) = decision.rule() {
-        println!("decided by {rule}: {}", line_at(rule).unwrap_or_default());
+        say(format_args!(
+            "decided by {rule}: {}",
+            line_at(rule).unwrap_or_default()
+        ));
     }
     if decision.allowed() { 0 } else { exit::DENIED }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use keyhatch_protocol::DEFAULT_ADMIN_SOCKET;
+use keyhatch_protocol::{DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET};
 use nix::unistd::geteuid;
 
 /// The configuration of the service.
@@ -22,6 +22,17 @@ pub fn dev_state() -> Option<PathBuf> {
     let state = absolute("XDG_STATE_HOME").map(PathBuf::from);
     let home = || Some(PathBuf::from(absolute("HOME")?).join(".local/state"));
     Some(state.or_else(home)?.join("keyhatch"))
+}
+
+/// The bots' socket that a client asks where none is named.
+pub fn bot_socket() -> PathBuf {
+    let named = std::env::var_os("KEYHATCH_SOCKET").filter(|path| !path.is_empty());
+    let service = Path::new(DEFAULT_SOCKET);
+    match named {
+        Some(path) => path.into(),
+        None if service.exists() => service.to_owned(),
+        None => dev_sockets().join("keyhatch.sock"),
+    }
 }
 
 /// The admin socket that is meant where none is named: the service's, else the caller's own.

@@ -10,12 +10,9 @@ use super::accepted::{Accepted, Memory};
 use super::key::{KeyError, load_key};
 use super::owner;
 use crate::cache::{About, Cache, Entry, LoadError, Version};
-use crate::config::KeySource;
+use crate::config::{KeySource, STORE_FILE};
 use crate::files::{self, FileError, Holds, Trust};
 use crate::store::{Change, Key, Opened, Record, StoreError};
-
-/// The name of the store's file in its folder.
-pub const STORE_FILE: &str = "store.khs";
 
 /// A store larger than this is refused.
 const LARGEST: u64 = 1 << 30;
@@ -111,21 +108,6 @@ impl FileSource {
             prefixes,
             trust: Trust::own(),
             memory: Memory::new(state_dir),
-        }
-    }
-
-    /// Why the files are not to be trusted, if others can read or write them; a file that is not there is
-    /// another trouble.
-    #[must_use]
-    pub fn loose(&self) -> Option<String> {
-        let loose = |error: &FileError| matches!(error, FileError::Loose { .. });
-        match files::open(&self.file(), Holds::Secrets, self.trust) {
-            Err(error) if loose(&error) => return Some(error.to_string()),
-            _ => {}
-        }
-        match self.load_key() {
-            Err(KeyError::File(error)) if loose(&error) => Some(error.to_string()),
-            _ => None,
         }
     }
 
