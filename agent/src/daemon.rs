@@ -347,6 +347,7 @@ fn exe_paths(config: &Config) -> Vec<PathBuf> {
 
 fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
     let members = extra(&[
+        // `version` is a key of every record: the secret's.
         ("agent_version", env!("CARGO_PKG_VERSION").into()),
         ("config", json!(path)),
         ("missing", json!(missing)),

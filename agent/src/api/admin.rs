@@ -31,7 +31,7 @@ use super::{metrics, store_verbs};
 use crate::audit::{Entry, Event, Facts, Verdict, Who};
 use crate::config::Admin;
 use crate::identity::Peer;
-use crate::sources::{Asked, KeeperError};
+use crate::sources::{Asked, ByOperator, KeeperError};
 use crate::store::Actor;
 
 /// The largest body: an import of many values.
@@ -66,7 +66,7 @@ pub struct AdminServer {
 pub struct Operator {
     /// For the record of a store.
     pub actor: Actor,
-    who: Who,
+    who: Arc<Who>,
 }
 
 impl AdminServer {
@@ -278,10 +278,15 @@ impl AdminServer {
             Err(why) => return answer::problem(Code::BadRequest, &id, Some(&why)),
         };
         let (reply, done) = oneshot::channel();
-        self.ask(asked.into_command(operator.actor, reply));
+        let by = ByOperator {
+            who: Arc::clone(&operator.who),
+            request_id: id.as_str().to_owned(),
+        };
+        self.ask(asked.into_command(operator.actor, by, reply));
         match done.await {
             Ok(Ok(done)) => answer::document(StatusCode::OK, &done),
             Ok(Err(KeeperError::NotServing)) | Err(_) => answer::problem(Code::Sealed, &id, None),
+            Ok(Err(KeeperError::NoRecord)) => answer::problem(Code::AuditUnavailable, &id, None),
             Ok(Err(error)) => answer::problem(Code::BadRequest, &id, Some(&error.to_string())),
         }
     }
@@ -322,7 +327,7 @@ fn operator(peer: &Peer) -> Operator {
     };
     Operator {
         actor,
-        who: Who::new(&facts),
+        who: Arc::new(Who::new(&facts)),
     }
 }
 

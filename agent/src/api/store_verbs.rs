@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
 
-use crate::sources::{Asked, FileSource, KeeperError, StoreEdit};
+use crate::sources::{Asked, ByOperator, FileSource, KeeperError, StoreEdit};
 use crate::store::{Actor, Edit, Key, Previous, Put, Value};
 
 /// The length of a generated value where none is given.
@@ -44,18 +44,20 @@ impl StoreVerb {
     /// The command for the keeper.
     pub fn into_command(
         self,
-        by: Actor,
+        actor: Actor,
+        by: ByOperator,
         reply: oneshot::Sender<Result<Json, KeeperError>>,
     ) -> Asked {
         match self.what {
             What::Edit(edit) => Asked::Edit {
                 source: self.source,
                 edit,
-                by,
+                by: actor,
                 reply,
             },
             What::AcceptOlder => Asked::AcceptOlder {
                 source: self.source,
+                by,
                 reply,
             },
         }

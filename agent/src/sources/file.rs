@@ -76,6 +76,18 @@ pub enum Rejected {
     Load(#[from] LoadError),
 }
 
+impl Rejected {
+    /// Whether it can pass without a change to the store: a mode, a key, a disk or memory that is full.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Key(_) | Self::Memory { .. } | Self::Load(_) => true,
+            Self::Store(error) => matches!(error, StoreError::WrongKey(_)),
+            Self::Older { .. } | Self::Another => false,
+        }
+    }
+}
+
 /// A store that verified, in secret memory.
 pub struct Loaded {
     /// All that it has.

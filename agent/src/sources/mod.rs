@@ -12,7 +12,7 @@ mod state;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
-pub use keeper::{Asked, Keeper, KeeperError, StoreEdit};
+pub use keeper::{Asked, ByOperator, Keeper, KeeperError, StoreEdit};
 pub use key::{KeyError, credential_offline, load_key};
 pub use state::{SourceState, States};
 

@@ -59,7 +59,9 @@ impl Arena {
     /// A block of `len` bytes, all zero, to be written by the caller.
     pub fn draft(self: &Arc<Self>, len: usize) -> Result<Draft, Full> {
         let room = rounded(len);
-        let offset = self.free().take(room).ok_or_else(|| self.full(len))?;
+        // A statement of its own: what is full is counted under the same lock.
+        let offset = self.free().take(room);
+        let offset = offset.ok_or_else(|| self.full(len))?;
         Ok(Draft(Range {
             arena: Arc::clone(self),
             offset,
