@@ -1,7 +1,7 @@
 //! Wiring: start, reload, drain, stop.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
@@ -542,6 +542,7 @@ pub fn log_to_journald_or_stderr() {
     } else {
         let stderr = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
+                .with_ansi(io::stderr().is_terminal())
             .with_target(false);
         registry.with(stderr).try_init()
     };
