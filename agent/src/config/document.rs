@@ -1,12 +1,14 @@
 //! The files of a configuration: the one that was named, and `conf.d/*.toml` beside it in name order.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use toml::de::DeTable;
 
 use super::Depth;
@@ -86,15 +88,22 @@ fn read_trusted(path: &Path, depth: Depth) -> Result<Vec<u8>, String> {
         return files::read(path, Holds::Access, trust, LARGEST)
             .map_err(|error| refused(path, &error));
     }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
-        .map_err(|error| unreadable(&error))?;
+    let bytes = read_plainly(path).map_err(|error| unreadable(&error))?;
     if bytes.len() as u64 > LARGEST {
         return Err(format!(
             "is larger than {LARGEST} bytes, name the right file"
         ));
     }
+    Ok(bytes)
+}
+
+/// Whatever can be read, a shell's `<(...)` too. A pipe that nobody writes to is empty, and not waited for.
+fn read_plainly(path: &Path) -> io::Result<Vec<u8>> {
+    let waits_for_no_writer = OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(waits_for_no_writer).open(path)?;
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
