@@ -152,10 +152,11 @@ fn import(body: &[u8]) -> Result<What, String> {
     }
     let dry_run = import.dry_run;
     Ok(edit(move |edit, _| {
-        let mut plan = edit.plan(&values);
-        if !dry_run {
-            plan = edit.import(values)?;
-        }
+        let plan = if dry_run {
+            edit.plan(&values)
+        } else {
+            edit.import(values)?
+        };
         Ok(json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }))
     }))
 }

@@ -95,10 +95,11 @@ fn change(edit: &mut Edit, own: &Key, asked: Asked) -> Result<Json, String> {
             Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))
         }
         Asked::Import { values, dry_run } => {
-            let plan = edit.plan(&values);
-            if !dry_run {
-                edit.import(values).map_err(failed)?;
-            }
+            let plan = if dry_run {
+                edit.plan(&values)
+            } else {
+                edit.import(values).map_err(failed)?
+            };
             Ok(
                 json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }),
             )

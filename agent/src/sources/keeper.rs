@@ -162,6 +162,7 @@ impl Keeper {
                 Ok(asked) => self.answer(asked),
                 Err(RecvTimeoutError::Timeout) => {
                     self.due = None;
+                    self.watch_anew();
                     self.look(false);
                 }
             }
@@ -216,22 +217,20 @@ impl Keeper {
 
     fn watch_anew(&mut self) {
         let trails: Arc<[Trail]> = self.sources.iter().map(|s| Trail::to(&s.file())).collect();
-        if self.watcher.is_some() && trails == self.trails {
+        if trails == self.trails {
             return;
         }
         let outbox = self.outbox.clone();
         // The keeper may have ended.
         let tell = move |news| drop(outbox.send(Asked::File(news)));
         match watch::watch(&trails, tell) {
-            Ok(watcher) => {
-                self.watcher = Some(watcher);
-                self.trails = trails;
-            }
+            Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => {
                 tracing::warn!(%error, "store folders are not watched; they are looked at every 2 seconds");
                 self.watcher = None;
             }
         }
+        self.trails = trails;
     }
 
     /// Loads every source whose file is not the one that was read last.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub enum News {
 pub struct Trail {
     file: Option<(PathBuf, OsString)>,
     steps: HashSet<(PathBuf, OsString)>,
+    /// Device and inode of each folder: another one at the same path is another way, and not watched yet.
+    ids: Vec<Option<(u64, u64)>>,
 }
 
 impl Trail {
@@ -66,6 +69,7 @@ impl Trail {
                 _ => at = here,
             }
         }
+        trail.ids = trail.folders().into_iter().map(id).collect();
         trail
     }
 
@@ -135,6 +139,12 @@ pub fn watch(
         }
     }
     Ok(watcher)
+}
+
+fn id(folder: &Path) -> Option<(u64, u64)> {
+    fs::metadata(folder)
+        .ok()
+        .map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn segments(path: &Path) -> Vec<OsString> {
