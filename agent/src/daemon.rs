@@ -542,7 +542,7 @@ pub fn log_to_journald_or_stderr() {
     } else {
         let stderr = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
-                .with_ansi(io::stderr().is_terminal())
+            .with_ansi(io::stderr().is_terminal())
             .with_target(false);
         registry.with(stderr).try_init()
     };

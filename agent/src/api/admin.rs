@@ -199,7 +199,8 @@ impl AdminServer {
             "audit": {
                 "seq": audit.seq, "trouble": context.audit.available().err(), "bytes": audit.bytes,
                 "journald_behind": audit.journal_behind, "journald_error": audit.journal_error,
-                "flooded": audit.flooded, "last_error": audit.last_error,
+                "flooded": audit.flooded, "refused": audit.refused, "unrecorded": audit.unrecorded,
+                "last_error": audit.last_error,
             },
         })
     }

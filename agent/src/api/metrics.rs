@@ -115,6 +115,16 @@ fn audit(out: &mut Text, context: &Context) {
         "1 where records can be kept.",
         context.audit.available().is_ok().into(),
     );
+    out.counter(
+        "keyhatch_audit_refused",
+        "Requests refused because no record could be kept.",
+        audit.refused,
+    );
+    out.counter(
+        "keyhatch_audit_unrecorded",
+        "Requests served without a record (on_failure = \"allow\").",
+        audit.unrecorded,
+    );
     out.gauge(
         "keyhatch_audit_journald_backlog",
         "Records that journald has not been given.",

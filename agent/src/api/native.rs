@@ -397,6 +397,7 @@ fn watch(
     names: Vec<Name>,
     request: &Request<Incoming>,
 ) -> Answer {
+    let mut begun = Vec::new();
     for name in &names {
         let snapshot = connection.context.cache.snapshot();
         let version = snapshot
@@ -412,6 +413,7 @@ fn watch(
         if let Err(code) = connection.judge(bound, &id, &wish) {
             return answer::problem(code, &id, None);
         }
+        begun.push(version.map(|version| version.to_string()));
     }
     let last = request
         .headers()
@@ -422,6 +424,7 @@ fn watch(
             Arc::clone(connection),
             id,
             names,
+            begun,
             last,
             watching,
         )),

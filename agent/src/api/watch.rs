@@ -39,27 +39,35 @@ struct State {
     names: Vec<Name>,
     /// The version each name was told with; `None` before its first event.
     told: Vec<Option<String>>,
+    /// The version each name was recorded with when the watch began, until its first event.
+    begun: Vec<Option<String>>,
     swaps: Receiver<u64>,
     ended: bool,
     _watching: Watching,
 }
 
 impl Watch {
-    /// A watch that was allowed; `last` is the id of the last event that the peer has seen.
+    /// A watch that was allowed and recorded with the versions `begun`, absent where there is none; `last` is the id of the last event that the peer has seen.
     pub fn new(
         connection: Arc<Connection>,
         id: RequestId,
         names: Vec<Name>,
+        begun: Vec<Option<String>>,
         last: Option<&str>,
         watching: Watching,
     ) -> Self {
         let told = resume(last, names.len());
         let swaps = connection.context.cache.subscribe();
+        let begun = begun
+            .into_iter()
+            .map(|version| Some(version.unwrap_or_else(|| ABSENT.to_owned())));
+        let begun = begun.collect();
         let state = State {
             connection,
             id,
             names,
             told,
+            begun,
             swaps,
             ended: false,
             _watching: watching,
@@ -136,7 +144,10 @@ impl State {
         let now = version.as_deref().unwrap_or(ABSENT);
         let told = self.told[at].as_deref();
         let news = told != Some(now);
-        if !news && bound.may_still(Action::Watch, name) {
+        let allowed = bound.may_still(Action::Watch, name);
+        // What the record of the beginning says is not recorded twice.
+        let recorded = self.begun[at].take().as_deref() == Some(now);
+        if !news && allowed {
             return Ok(());
         }
         let kind = match (told, &version) {
@@ -151,7 +162,9 @@ impl State {
             version: version.as_ref(),
             extra: None,
         };
-        self.connection.judge(&bound, &self.id, &wish)?;
+        if !(recorded && allowed) {
+            self.connection.judge(&bound, &self.id, &wish)?;
+        }
         let change = Change {
             name: name.clone(),
             version: version.as_deref().map(str::to_owned),

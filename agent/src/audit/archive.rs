@@ -4,14 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use serde_json::json;
 
+use super::Settings;
 use super::chain::Link;
 use super::entry::Entry;
 use super::event::Event;
@@ -25,6 +26,8 @@ use super::writer::{Inner, held};
 const EVERY: Duration = Duration::from_secs(60);
 /// The same after something could not be done.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a request waits for segments to be deleted, where `keep` leaves no room for the next.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The quickest level: on records it is also the smallest (a tenth; level 3 takes twice as long for a seventh more).
 const LEVEL: i32 = 1;
 
@@ -59,9 +62,8 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
         }
         pause = match closed.and_then(|closed| inner.tidy(closed)) {
             // What was closed since it was looked is not among them.
-            Ok(true) if more => Duration::ZERO,
-            Ok(true) => EVERY,
-            Ok(false) => AGAIN,
+            Ok(_) if more => Duration::ZERO,
+            Ok(pause) => pause,
             Err(why) => {
                 let dir = inner.settings.dir.display();
                 tracing::warn!(%dir, %why, "closed audit segments cannot be tidied up");
@@ -71,21 +73,54 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
     }
 }
 
-/// Takes stock of the closed segments.
-pub(super) fn count(inner: &Inner, files: &[SegmentFile]) {
-    let current = inner.writer().segment.path.clone();
-    let closed = files.iter().filter(|file| file.path != current);
-    let (number, bytes) = closed.fold((0, 0), |(n, bytes), file| (n + 1, bytes + file.size()));
-    inner
-        .counters
-        .closed_segments
-        .store(number, Ordering::Relaxed);
-    inner.counters.closed_bytes.store(bytes, Ordering::Relaxed);
+/// Its records are synced by the keeper, or with the compressed file; what is cut off is zeros.
+fn cut(file: &File, len: u64) {
+    if let Err(why) = file.set_len(len) {
+        tracing::warn!(%why, "a closed audit segment was not cut");
+    }
 }
 
-fn cut(file: &File, len: u64) {
-    if let Err(why) = file.set_len(len).and_then(|()| file.sync_all()) {
-        tracing::warn!(%why, "a closed audit segment was not cut and synced");
+impl Settings {
+    /// The most bytes of closed segments, so that closing the current one and starting another stays
+    /// within `keep`.
+    fn room(&self) -> u64 {
+        self.keep.saturating_sub(2 * self.segment)
+    }
+}
+
+/// The bytes of closed segments, for a writer that must not get ahead of the archive.
+#[derive(Default)]
+pub(super) struct Crowd {
+    bytes: AtomicU64,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Crowd {
+    /// A segment was closed.
+    pub(super) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn set(&self, bytes: u64) {
+        let _lock = held(&self.lock);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// Waits for the archive where the closed segments leave too little of `keep`. One that cannot delete
+    /// is waited for once.
+    pub(super) fn wait(&self, settings: &Settings) {
+        let is_full = || self.bytes.load(Ordering::Relaxed) > settings.room();
+        if !is_full() {
+            return;
+        }
+        let waited = self
+            .changed
+            .wait_timeout_while(held(&self.lock), PATIENCE, |()| is_full());
+        if waited.is_ok_and(|(_lock, time)| time.timed_out()) {
+            self.bytes.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -108,22 +143,41 @@ impl Inner {
         writer.down.is_none() && file.first <= writer.segment.base.head.seq
     }
 
-    /// Deletes what is to go, then compresses what is not; false where something is left to do.
-    fn tidy(&self, closed: Option<(Vec<SegmentFile>, usize)>) -> io::Result<bool> {
+    /// Deletes what is to go, then compresses one segment; says when to look again. Space comes first: what
+    /// is closed meanwhile is looked at before the next one is compressed.
+    fn tidy(&self, closed: Option<(Vec<SegmentFile>, usize)>) -> io::Result<Duration> {
         let Some((files, closed)) = closed else {
-            return Ok(false);
+            return Ok(AGAIN);
         };
         let (done, gone) = self.expire(&files, closed)?;
-        for file in &files[gone..closed] {
-            if self.stopping.load(Ordering::SeqCst) {
-                break;
-            }
-            if file.kind == Kind::Plain {
-                self.pack(file)?;
-            }
+        self.take_stock()?;
+        if !done {
+            return Ok(AGAIN);
         }
-        count(self, &segments(&self.settings.dir)?);
-        Ok(done)
+        match files[gone..closed]
+            .iter()
+            .find(|file| file.kind == Kind::Plain)
+        {
+            Some(file) if !self.stopping.load(Ordering::SeqCst) => {
+                self.pack(file)?;
+                self.take_stock()?;
+                Ok(Duration::ZERO)
+            }
+            _ => Ok(EVERY),
+        }
+    }
+
+    /// Counts the closed segments. None is closed meanwhile.
+    pub(super) fn take_stock(&self) -> io::Result<()> {
+        let writer = self.writer();
+        let files = segments(&self.settings.dir)?;
+        let closed = files.iter().filter(|file| file.path != writer.segment.path);
+        let (number, bytes) = closed.fold((0, 0), |(n, bytes), file| (n + 1, bytes + file.size()));
+        let counters = &self.counters;
+        counters.closed_segments.store(number, Ordering::Relaxed);
+        counters.closed_bytes.store(bytes, Ordering::Relaxed);
+        self.crowd.set(bytes);
+        Ok(())
     }
 
     fn pack(&self, file: &SegmentFile) -> io::Result<()> {
@@ -131,6 +185,8 @@ impl Inner {
         let temporary = target.with_extension("zst.tmp");
         let plain = open_read(&file.path)?;
         let inode = plain.metadata()?.ino();
+        // Until the plain file is gone, both count.
+        self.crowd.add(file.size());
         let done = compress(plain, &temporary).and_then(|()| {
             let _names = held(&self.names);
             // The name may have gone to another segment meanwhile.
@@ -152,7 +208,7 @@ impl Inner {
     /// many are gone.
     fn expire(&self, files: &[SegmentFile], closed: usize) -> io::Result<(bool, usize)> {
         let mut bytes: u64 = files[..closed].iter().map(SegmentFile::size).sum();
-        let room = self.settings.keep.saturating_sub(self.settings.segment);
+        let room = self.settings.room().saturating_sub(self.settings.segment);
         for (at, file) in files[..closed].iter().enumerate() {
             let Some(after) = Next::find(&files[at + 1..])? else {
                 return Ok((false, at));

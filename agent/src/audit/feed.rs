@@ -3,8 +3,10 @@
 //! Nothing is lost while journald is away: the segments wait. What was sent is remembered in
 //! `journal.cursor`, so that after a kill a few entries may be sent twice, with the same sequence number.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,6 +31,9 @@ const NAP: Duration = Duration::from_millis(250);
 const BATCH: usize = 4096;
 /// Past this, equal allowed reads of one second are told together.
 const FAR_BEHIND: u64 = 10_000;
+/// At least as many datagrams as wait in a socket (systemd sets `net.unix.max_dgram_qlen` to 512). They
+/// are lost with a journald whose socket goes with it.
+const QUEUE: usize = 1024;
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a stopping daemon goes on sending.
@@ -106,9 +111,13 @@ pub(super) fn run(inner: &Arc<Inner>) {
             feed.save(false);
             continue;
         }
-        if let Err(why) = feed.batch(farewell) {
-            feed.trouble(&format!("cannot read the audit log for the journal: {why}"));
-            thread::park_timeout(LONGEST_WAIT);
+        match feed.batch(farewell) {
+            Ok(true) => {}
+            Ok(false) => thread::park_timeout(PACE),
+            Err(why) => {
+                feed.trouble(&format!("cannot read the audit log for the journal: {why}"));
+                thread::park_timeout(LONGEST_WAIT);
+            }
         }
         feed.save(false);
     }
@@ -120,6 +129,8 @@ struct Feed<'a> {
     follower: Follower,
     socket: Socket,
     saved: (u64, Instant),
+    /// The first numbers of the entries sent last over this connection.
+    recent: VecDeque<u64>,
     line: Vec<u8>,
     entry: Vec<u8>,
 }
@@ -135,6 +146,7 @@ impl<'a> Feed<'a> {
             follower: Follower::new(&inner.settings.dir, sent + 1),
             socket: Socket::new(&inner.settings.journal_socket),
             saved: (sent, Instant::now()),
+            recent: VecDeque::with_capacity(QUEUE),
             line: Vec::new(),
             entry: Vec::new(),
             inner,
@@ -171,8 +183,11 @@ impl<'a> Feed<'a> {
         }
         for (record, together) in batch.entries {
             if !self.send(&record, together, until) {
-                // Sent again from here next time.
-                self.follower = Follower::new(&self.inner.settings.dir, record.seq);
+                // Sent again from here next time, with what may not have been read.
+                let from = self.recent.front().copied().unwrap_or(record.seq);
+                self.recent.clear();
+                self.follower = Follower::new(&self.inner.settings.dir, from);
+                self.inner.journal.sent.store(from - 1, Ordering::Release);
                 return Ok(false);
             }
             if !far {
@@ -183,7 +198,8 @@ impl<'a> Feed<'a> {
         Ok(true)
     }
 
-    /// Sends one entry, however long journald takes; false when the daemon stops first.
+    /// Sends one entry, however long journald takes; false when the daemon stops first, or journald's socket
+    /// is gone, and with it what waited there.
     fn send(
         &mut self,
         record: &Record,
@@ -197,13 +213,17 @@ impl<'a> Feed<'a> {
             match self.socket.send(&self.entry) {
                 Sent::Yes => {
                     *held(&self.inner.journal.error) = None;
+                    if self.recent.len() == QUEUE {
+                        self.recent.pop_front();
+                    }
+                    self.recent.push_back(record.seq);
                     return true;
                 }
                 Sent::Busy => {}
                 Sent::Away(why) => {
                     let path = self.inner.settings.journal_socket.display();
                     self.trouble(&format!("journald cannot be reached at {path}: {why}"));
-                    if self.inner.stopping.load(Ordering::SeqCst) {
+                    if self.inner.stopping.load(Ordering::SeqCst) || !self.recent.is_empty() {
                         return false;
                     }
                     thread::park_timeout(wait);
@@ -253,7 +273,12 @@ pub(super) fn load_cursor(dir: &Path) -> Option<u64> {
 
 fn save_cursor(dir: &Path, sent: u64) -> io::Result<()> {
     let temporary = dir.join("journal.cursor.tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(&temporary)?;
     writeln!(file, "{sent}")?;
     file.sync_data()?;
     fs::rename(&temporary, dir.join(CURSOR))

@@ -35,6 +35,11 @@ pub enum Why {
     CutTail,
     /// Behind a gap of zeros, or unfinished in a closed segment.
     BadTail,
+    /// The file cannot be read from here on, as when compressed bytes were changed.
+    Unreadable {
+        /// What the system or the decoder says.
+        why: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -53,6 +58,9 @@ impl fmt::Display for Why {
             Self::BeginsLate => "the records before are missing and no audit.expired names them",
             Self::CutTail => "cut: the log ends before the pinned head",
             Self::BadTail => "the file goes on with something that is no record",
+            Self::Unreadable { why } => {
+                return write!(f, "the file cannot be read from here on: {why}");
+            }
         };
         f.write_str(text)
     }

@@ -1,6 +1,7 @@
 //! Checks a whole log and names the first bad record: a pure [`Verifier`] over lines, and its reading rim.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -113,6 +114,13 @@ impl Verifier {
                 self.bad(expected, Why::BadTail);
             }
         }
+    }
+
+    /// The segment cannot be read on.
+    pub fn unreadable(&mut self, why: &str) {
+        self.at.line += 1;
+        let why = why.trim_end().to_owned();
+        self.bad(self.expected(), Why::Unreadable { why });
     }
 
     /// Whether the record stands where it should.
@@ -235,29 +243,43 @@ fn expired(extra: &Map<String, Value>) -> Option<Head> {
     })
 }
 
-/// Checks the log in `dir`, also while it is written.
+/// Checks the log in `dir`, also while it is written and its oldest segments expire.
 pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
     let files = segments(dir).map_err(AuditError::io("list", dir))?;
     let mut verifier = Verifier::new(pinned);
     for (at, file) in files.iter().enumerate() {
         let next = files.get(at + 1).map(|next| next.first);
-        let fail = || AuditError::io("read", &file.path);
-        verifier.segment(&file.name(), file.first, next);
-        let mut lines = Lines::open(file).map_err(fail())?;
-        let mut looks = 0;
-        let tail = loop {
-            while let Some(line) = lines.next_line().map_err(fail())? {
-                verifier.line(line);
+        match Lines::open(file) {
+            Ok(lines) => {
+                verifier.segment(&file.name(), file.first, next);
+                read(&mut verifier, lines, next.is_none());
             }
-            let tail = lines.tail().map_err(fail())?;
-            looks += 1;
-            // What looks unfinished at the end of a log may be a record that is written just now.
-            if tail == Tail::Clean || next.is_some() || looks == 5 {
-                break tail;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        };
-        verifier.tail(tail, next.is_none());
+            // It expired since it was listed, and all before it: the log begins later now. If it went in
+            // another way, no `audit.expired` names it, which shows.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => verifier = Verifier::new(pinned),
+            Err(why) => return Err(AuditError::io("read", &file.path)(why)),
+        }
     }
     Ok(verifier.finish())
+}
+
+fn read(verifier: &mut Verifier, mut lines: Lines, newest: bool) {
+    let mut looks = 0;
+    let tail = loop {
+        let end = loop {
+            match lines.next_line() {
+                Ok(Some(line)) => verifier.line(line),
+                Ok(None) => break lines.tail(),
+                Err(why) => break Err(why),
+            }
+        };
+        looks += 1;
+        match end {
+            // What looks unfinished at the end of a log may be a record that is written just now.
+            Ok(tail) if tail == Tail::Clean || !newest || looks == 5 => break tail,
+            Ok(_) => std::thread::sleep(Duration::from_millis(2)),
+            Err(why) => return verifier.unreadable(&why.to_string()),
+        }
+    };
+    verifier.tail(tail, newest);
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::EventFd;
 
-use super::archive::Job;
+use super::archive::{Crowd, Job};
 use super::chain::Hash;
 use super::chain::Head;
 use super::entry::Entry;
@@ -35,6 +35,7 @@ pub(super) struct Inner {
     pub alarm: EventFd,
     pub bell: Bell,
     pub journal: Journal,
+    pub crowd: Crowd,
     pub counters: Counters,
     pub last_error: Mutex<Option<String>>,
 }
@@ -128,8 +129,12 @@ impl Inner {
         if let Some(down) = &writer.down {
             return Err(Unavailable(down.to_string()));
         }
+        let (base, pos) = (writer.segment.base.head, writer.segment.pos);
         match put(&mut writer) {
             Ok(seq) => {
+                if writer.segment.base.head != base {
+                    self.crowd.add(pos);
+                }
                 self.head.store(seq, Ordering::Release);
                 drop(writer);
                 self.bell.ring();

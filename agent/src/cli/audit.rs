@@ -266,10 +266,7 @@ fn csv_cell(text: &str) -> String {
     } else {
         text.to_owned()
     };
-    let clean: String = guarded
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let clean = audit::safe(&guarded);
     if clean.contains([',', '"']) {
         format!("\"{}\"", clean.replace('"', "\"\""))
     } else {

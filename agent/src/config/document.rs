@@ -100,7 +100,10 @@ fn read_trusted(path: &Path, depth: Depth) -> Result<Vec<u8>, String> {
 /// Whatever can be read, a shell's `<(...)` too. A pipe that nobody writes to is empty, and not waited for.
 fn read_plainly(path: &Path) -> io::Result<Vec<u8>> {
     let waits_for_no_writer = OFlag::O_NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(waits_for_no_writer).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(waits_for_no_writer)
+        .open(path)?;
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes)?;
