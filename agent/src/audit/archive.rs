@@ -102,6 +102,14 @@ impl Crowd {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts bytes that are only wanted, where they leave the writer its room.
+    fn try_add(&self, bytes: u64, settings: &Settings) -> bool {
+        let sum = |now: u64| Some(now + bytes).filter(|sum| *sum <= settings.room());
+        self.bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
+            .is_ok()
+    }
+
     fn set(&self, bytes: u64) {
         let _lock = held(&self.lock);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -143,10 +151,10 @@ impl Inner {
         writer.down.is_none() && file.first <= writer.segment.base.head.seq
     }
 
-    /// Deletes what is to go, then compresses one segment; says when to look again. Space comes first: what
-    /// is closed meanwhile is looked at before the next one is compressed.
-    fn tidy(&self, closed: Option<(Vec<SegmentFile>, usize)>) -> io::Result<Duration> {
-        let Some((files, closed)) = closed else {
+    /// Deletes what is to go, then compresses one of the segments in `known`; says when to look again. Space
+    /// comes first: what is closed meanwhile is looked at before the next one is compressed.
+    fn tidy(&self, known: Option<(Vec<SegmentFile>, usize)>) -> io::Result<Duration> {
+        let (Some((known, cut)), Some((files, closed))) = (known, self.closed()?) else {
             return Ok(AGAIN);
         };
         let (done, gone) = self.expire(&files, closed)?;
@@ -154,13 +162,15 @@ impl Inner {
         if !done {
             return Ok(AGAIN);
         }
-        match files[gone..closed]
-            .iter()
-            .find(|file| file.kind == Kind::Plain)
-        {
+        let left = files.get(gone).map_or(u64::MAX, |file| file.first);
+        let mut plain = known[..cut].iter().filter(|file| file.kind == Kind::Plain);
+        match plain.find(|file| file.first >= left) {
             Some(file) if !self.stopping.load(Ordering::SeqCst) => {
-                self.pack(file)?;
-                self.take_stock()?;
+                // Until the plain file is gone, both count; where that is too much, look again.
+                if self.crowd.try_add(file.size(), &self.settings) {
+                    self.pack(file)?;
+                    self.take_stock()?;
+                }
                 Ok(Duration::ZERO)
             }
             _ => Ok(EVERY),
@@ -185,8 +195,6 @@ impl Inner {
         let temporary = target.with_extension("zst.tmp");
         let plain = open_read(&file.path)?;
         let inode = plain.metadata()?.ino();
-        // Until the plain file is gone, both count.
-        self.crowd.add(file.size());
         let done = compress(plain, &temporary).and_then(|()| {
             let _names = held(&self.names);
             // The name may have gone to another segment meanwhile.

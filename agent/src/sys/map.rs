@@ -118,10 +118,11 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Lets a thread that can wait run only when nothing else wants its core (`setpriority(2)`, this thread).
+/// Gives way to others on the core, with a tenth of their share (`setpriority(2)`, this thread): not less,
+/// since deleting what is over a bound must not starve.
 pub fn yield_to_others() {
     // SAFETY: plain numbers; 0 means the calling thread. Where it is refused the thread is merely less kind.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
 
 /// `CLOCK_MONOTONIC`: time since some point at boot, never set back.
