@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use std::sync::mpsc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -38,6 +40,10 @@ const UNLIMITED_ARENA: usize = 1 << 30;
 
 /// What is left of a limit on locked memory for others in the process.
 const SPARE: u64 = 64 * 1024;
+
+/// How many events of the kernel are taken at a time: more than one user's connections can have, so that
+/// they do not push the news of an exit to the next time.
+const EVENTS: usize = 8 * 1024;
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +127,7 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
+        .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
     runtime.block_on(Daemon::start(path, config, files)?.serve(ready))
@@ -205,15 +212,16 @@ impl Daemon {
         tokio::spawn(Arc::clone(&server).accept(bots));
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
-        tokio::spawn(Arc::clone(&server).watch_exits());
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {
             serve_metrics(&self.context, at).await?;
         }
         let mut signals = signals()?;
         ready();
+        let mut exits = std::pin::pin!(Arc::clone(&server).watch_exits());
         loop {
             tokio::select! {
+                never = &mut exits => match never {},
                 signal = signals.recv() => match signal {
                     Some(SIGHUP) => drop(self.reload(&admin)),
                     _ => break,
@@ -224,7 +232,10 @@ impl Daemon {
                 }
             }
         }
-        server.drain().await;
+        tokio::select! {
+            never = &mut exits => match never {},
+            () = server.drain() => {}
+        }
         self.stop();
         Ok(())
     }
@@ -490,12 +501,17 @@ fn remove_dead(path: &Path) -> Result<(), StartError> {
     if !meta.file_type().is_socket() {
         return Err(StartError::SocketInUse(path.to_owned()));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io_error("remove", path))
-        }
-        _ => Err(StartError::SocketInUse(path.to_owned())),
+    if is_dead(path).map_err(|errno| io_error("connect to", path)(errno.into()))? {
+        return fs::remove_file(path).map_err(io_error("remove", path));
     }
+    Err(StartError::SocketInUse(path.to_owned()))
+}
+
+/// Whether nobody listens on a socket. Does not wait for a listener that is busy.
+fn is_dead(path: &Path) -> nix::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(connect(probe.as_raw_fd(), &UnixAddr::new(path)?) == Err(Errno::ECONNREFUSED))
 }
 
 /// Signals that end or reload the daemon, handed to the main loop.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::{Future, Ready, ready};
+use std::future::{Future, Ready, pending, ready};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
+use keyhatch_protocol::{Code, Problem};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
@@ -24,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::answer::Answer;
 use super::connection::Connection;
 use super::context::Context;
+use super::id::RequestId;
 use super::io::{Io, Seconds, Stall};
 use super::native::{self, Reply};
 use crate::identity::Peer;
@@ -114,11 +116,15 @@ impl Server {
             .map(drop)
     }
 
-    /// Marks peers that have exited and ends their connections.
-    pub async fn watch_exits(self: Arc<Self>) {
+    /// Marks peers that have exited, for as long as the process lives.
+    ///
+    /// To be awaited by the runtime's main task, which runs before all others after each look at the
+    /// kernel's events: an exit told along with a request then counts for that request.
+    pub async fn watch_exits(self: Arc<Self>) -> Infallible {
         loop {
+            // It fails only as the runtime ends.
             let Ok(mut ready) = self.exits.readable().await else {
-                return;
+                return pending().await;
             };
             match ready.get_inner().take() {
                 Ok(tokens) if tokens.is_empty() => ready.clear_ready(),
@@ -161,7 +167,8 @@ impl Server {
             }
         };
         let Some(limits) = self.context.limits.connect(peer.uid().unwrap_or(u32::MAX)) else {
-            refuse(&stream);
+            self.context.counts.limited.fetch_add(1, Relaxed);
+            refuse(&stream, &self.context.ids.next());
             return;
         };
         let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
@@ -218,12 +225,22 @@ impl Server {
 }
 
 /// Answers a connection that is over the limit, without waiting for a request.
-fn refuse(stream: &UnixStream) {
-    const ANSWER: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncache-control: no-store\r\n\
-        content-type: application/problem+json\r\ncontent-length: 110\r\nconnection: close\r\n\r\n\
-        {\"type\":\"urn:keyhatch:problem:rate_limited\",\"title\":\"Too many connections\",\"status\":429,\"code\":\"rate_limited\"}";
+fn refuse(stream: &UnixStream, id: &RequestId) {
+    let why = "too many connections of this user, or in all";
+    let problem = Problem::new(
+        Code::RateLimited,
+        Some(why.to_owned()),
+        id.as_str().to_owned(),
+    );
+    // Our documents have text keys and no type that fails to serialise.
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncache-control: no-store\r\n\
+         content-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
     // A peer that does not read gets nothing.
-    let _ = stream.try_write(ANSWER);
+    let _ = stream.try_write(answer.as_bytes());
 }
 
 /// Serves HTTP/1.1 until the peer ends or the socket is shut down.
@@ -249,7 +266,10 @@ impl Service<Request<Incoming>> for Handler {
         self.0.stall.head_is_whole();
         match native::reply(&self.0, request) {
             Reply::Now(answer) => Answering::Now(ready(Ok(answer))),
-            Reply::Later(future) => Answering::Later(future),
+            Reply::Later(future) => {
+                self.0.stall.answer_begins();
+                Answering::Later(future, Arc::clone(&self.0.stall))
+            }
         }
     }
 }
@@ -257,7 +277,7 @@ impl Service<Request<Incoming>> for Handler {
 /// An answer that is there, or one that has to wait.
 enum Answering {
     Now(Ready<Result<Answer, Infallible>>),
-    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>, Arc<Stall>),
 }
 
 impl Future for Answering {
@@ -266,7 +286,11 @@ impl Future for Answering {
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Self::Now(ready) => Pin::new(ready).poll(cx),
-            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
+            Self::Later(future, stall) => {
+                let answer = std::task::ready!(future.as_mut().poll(cx));
+                stall.answer_is_made();
+                Poll::Ready(Ok(answer))
+            }
         }
     }
 }

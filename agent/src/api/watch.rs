@@ -144,7 +144,7 @@ impl State {
         let now = version.as_deref().unwrap_or(ABSENT);
         let told = self.told[at].as_deref();
         let news = told != Some(now);
-        let allowed = bound.may_still(Action::Watch, name);
+        let allowed = self.connection.may_still(&bound, Action::Watch, name);
         // What the record of the beginning says is not recorded twice.
         let recorded = self.begun[at].take().as_deref() == Some(now);
         if !news && allowed {
