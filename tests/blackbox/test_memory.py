@@ -5,16 +5,18 @@ the agent is outside the promise.
 """
 
 import base64
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
-from harness import ALICE, BOB, Agent, as_user, eventually
+from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually
 from inside import LIBC, Scan, dumps_allowed, secret_descriptors, without_memfd_secret
 
 # What is searched for begins each value, so that any piece of one counts.
@@ -439,4 +441,85 @@ def test_without_memfd_secret_old_values_are_wiped_all_the_same():
 
 def test_with_memfd_secret_nothing_is_missing(agent):
     assert agent.get("/v1/health").json().get("missing", []) == []
-    assert "memfd_secret" not in agent.log.read_text()
+    assert "WARN" not in agent.log.read_text()
+
+
+def test_no_value_or_key_is_written_anywhere_also_after_errors_of_all_kinds():
+    secrets = {"app/key": OLD, "app/object": f'{{"password": "{FIELDS}"}}', "app/bytes": OLD.encode() + b"\xff"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    with Agent(policy=POLICY, secrets=secrets, agent=f'metrics = "{metrics}"') as agent:
+        said = []
+        ask = lambda *args, **more: said.append(repr(agent.get(*args, **more)))
+        # Good reads first, so that there is something to leak.
+        for name in secrets:
+            assert agent.read(name).status == 200
+        version = agent.read("app/key").json()["version"]
+        # Bots: refused, absent, malformed, too large, with a value where none belongs.
+        for uid in [BOB, ALICE]:
+            ask("/v1/secrets/other/x", uid)
+        for path in ["app/none", "app/key?field=password", "app/object?field=none", "app/key?version=none", "..",
+                     "app/key?colour=red", "%ff"]:
+            ask(f"/v1/secrets/{path}")
+        ask("/v1/secrets/app/key", If_None_Match=f'"{version}"')
+        for body in [b'{"names": ["app/none", "other/x", ""]}', NEW.encode(), f'{{"names": "{NEW}"}}'.encode(),
+                     NEW.encode() * 4_000]:
+            ask("/v1/batch", method="POST", body=body)
+        ask("/v1/secrets/app/key", method="PUT", body=NEW.encode())
+        for junk in [NEW.encode() + b"\r\n\r\n", b"POST /v1/batch HTTP/1.1\r\nContent-Length: 99\r\n\r\n" + NEW.encode()]:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(agent.socket))
+                sock.sendall(junk)
+                sock.shutdown(socket.SHUT_WR)
+                said.append(repr(read_to_end(sock)))
+        # Operators: values too large, in broken imports, with verbs that do not exist; keys that are none.
+        key = agent.key.read_bytes()
+        ops = lambda verb, body: said.append(repr(UnixHTTP(agent.admin_socket).ask("POST", f"/v1/store/{verb}", body=body)))
+        ops("put?name=app/key", NEW.encode() * 5_000)
+        ops("put?name=", NEW.encode())
+        ops("nothing", NEW.encode())
+        ops("import", NEW.encode())
+        ops("import", json.dumps({"values": [{"name": "a", "value_base64": NEW}]}).encode())
+        ops("key-add?label=again", key)
+        ops("key-add?label=short", key[:31])
+        ops("rekey", key + b"x")
+        for args, value in [(["put", "app/key"], NEW * 5_000), (["import", "--from", "dotenv"], f"A='{NEW}"),
+                            (["import", "--from", "json"], f'{{"A": {NEW}}}'), (["key", "add", "x", f"file:{agent.log}"], "")]:
+            done = agent.ops("store", *args, stdin=value.encode(), check=False)
+            assert done.returncode == 1
+            said += [done.stdout, done.stderr]
+        # The source: a damaged store, a loose key, a wrong key; a policy that does not parse; a seal.
+        store = agent.store_dir / "store.khs"
+        good = store.read_bytes()
+        for spoil in [lambda: store.write_bytes(good[:-1]), lambda: os.chmod(agent.key, 0o644),
+                      lambda: agent.key.write_bytes(bytes(32)), lambda: agent.key.write_bytes(key[:31])]:
+            spoil()
+            said.append(agent.ops("store", "verify", check=False).stderr)
+            agent.key.write_bytes(key)
+            os.chmod(agent.key, 0o600)
+            store.write_bytes(good)
+        agent.write_policy("[[bot]]\nname = 1\n")
+        said.append(agent.ops("reload", check=False).stderr)
+        agent.write_policy(POLICY)
+        agent.ops("reload")
+        agent.ops("seal")
+        ask("/v1/secrets/app/key")
+        agent.ops("unseal")
+        agent.put("app/key", NEW)
+        assert agent.read("app/key").json()["value"] == NEW
+
+        said += [agent.ops("status").stdout, json.dumps(agent.status()), agent.get("/v1/whoami").body.decode()]
+        said.append(UnixHTTP(agent.admin_socket).get("/v1/metrics").body.decode())
+        said.append(urllib.request.urlopen(f"http://{metrics}/metrics").read().decode())
+        said += [open(f"/proc/{agent.pid}/{name}").read() for name in ["environ", "cmdline", "comm", "status"]]
+        agent.restart()
+        agent.stop()
+        texts = {f"answer {n}": text.encode() for n, text in enumerate(said)}
+        texts |= {str(path): data for path, data in agent.everything_written() if path != agent.key}
+        assert len(said) > 40 and any(name.endswith(".jsonl") for name in texts) and str(agent.log) in texts
+        wanted = needles(agent, OLD, NEW, FIELDS)
+        assert any(MARKER.encode() in text for text in texts.values())
+        del wanted["marker"]
+        wanted |= {"key hex": key.hex().encode(), "key base64": base64.b64encode(key)[:40]}
+        leaks = [(what, where) for where, text in texts.items() for what, needle in wanted.items() if needle in text]
+        assert leaks == []
