@@ -644,7 +644,7 @@ def test_keep_is_a_hard_bound_on_the_folder_under_load_and_says_what_went():
                 time.sleep(0.001)
             pids = load.pids
         assert load.count(VALUES) > 2000 and load.count(REFUSED) + load.count(OTHER) == 0
-        assert most <= keep, f"{most} bytes with keep = {keep}"
+        assert keep // 2 < most <= keep, f"{most} bytes with keep = {keep}"
         agent.stop()
         records = agent.records()
         gone = [r for r in records if r["event"] == "audit.expired"]
@@ -656,13 +656,11 @@ def test_keep_is_a_hard_bound_on_the_folder_under_load_and_says_what_went():
 
 
 def folder_size(path):
-    """Each file once: one that is renamed while it is looked would count under both names."""
-    sizes = {}
-    for entry in os.scandir(path):
-        with contextlib.suppress(FileNotFoundError):
-            info = os.stat(entry.path)
-            sizes[info.st_ino] = info.st_size
-    return sum(sizes.values())
+    """The bytes of all files; 0 where one came or went meanwhile, so that none counts after it is gone."""
+    names, sizes = sorted(os.listdir(path)), []
+    with contextlib.suppress(FileNotFoundError):
+        sizes = [os.stat(path / name).st_size for name in names]
+    return sum(sizes) if sorted(os.listdir(path)) == names else 0
 
 
 def test_reading_the_log_works_while_segments_come_and_go():
