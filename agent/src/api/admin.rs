@@ -93,10 +93,14 @@ impl AdminServer {
         };
         let uid = peer.uid().unwrap_or(u32::MAX);
         let ours = uid == 0 || uid == geteuid().as_raw();
-        let counted = self.context.limits.connect(uid);
-        if counted.is_none() && !ours {
-            return;
-        }
+        let counted = if ours {
+            None
+        } else {
+            match self.context.limits.connect(uid) {
+                None => return,
+                counted => counted,
+            }
+        };
         let admins = self.admins.load_full();
         let peer = Arc::new(peer);
         let asked = Arc::clone(&peer);

@@ -53,14 +53,11 @@ pub(super) fn check_state_dir(folder: &Path, place: &Place, depth: Depth, report
 pub(super) fn check_audit_dir(folder: &Path, place: &Place, depth: Depth, report: &mut Report) {
     let Depth::Full(trust) = depth else { return };
     let found = files::open_folder(folder, Holds::Access, trust).map(drop);
-    tell(
-        "the audit dir",
-        folder,
-        "keyhatchd makes it",
-        found,
-        place,
-        report,
-    );
+    // One that is not there yet is made, and not worth a word.
+    if !matches!(&found, Err(error) if error.is_absent()) {
+        let what = "the audit dir";
+        tell(what, folder, "keyhatchd makes it", found, place, report);
+    }
 }
 
 /// A credential is a file only within the unit that it was given to.
