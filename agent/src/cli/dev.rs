@@ -29,8 +29,8 @@ struct Home {
 
 pub fn dev(args: &Args) -> u8 {
     daemon::log_to_journald_or_stderr();
-    match Home::of(args).and_then(|home| home.prepare().map(|config| (home, config))) {
-        Ok((home, config)) => home.run(&config),
+    match Home::of(args).and_then(|home| home.prepare()) {
+        Ok(config) => run(&config),
         Err(why) => fail(exit::FAILED, why),
     }
 }
@@ -116,35 +116,45 @@ journald = false
             audit = path(self.state.join("audit")),
         )
     }
+}
 
-    fn run(&self, path: &Path) -> u8 {
-        let config = match config::load(path, Depth::Full(Trust::own())) {
-            Ok(config) => config,
-            Err(problems) => {
-                problems.iter().for_each(|problem| eprintln!("{problem}"));
-                return exit::CONFIG;
-            }
-        };
-        let Agent {
-            socket,
-            admin_socket,
-            ..
-        } = config.agent.clone();
-        match daemon::run(path, config, || greet(path, &socket, &admin_socket)) {
-            Ok(()) => 0,
-            Err(StartError::StateInUse(dir) | StartError::SocketInUse(dir)) => {
-                let text = format_args!(
-                    "{}: another `keyhatchd dev` runs here; stop it, or use --dir DIR",
-                    dir.display()
-                );
-                fail(exit::FAILED, text)
-            }
-            Err(StartError::Config(problems)) => {
-                problems.iter().for_each(|problem| eprintln!("{problem}"));
-                exit::CONFIG
-            }
-            Err(error) => fail(exit::FAILED, error),
+/// Runs the daemon on what was prepared, or on what the caller made of it.
+fn run(path: &Path) -> u8 {
+    let config = match config::load(path, Depth::Full(Trust::own())) {
+        Ok(config) => config,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            return exit::CONFIG;
         }
+    };
+    let Agent {
+        socket,
+        admin_socket,
+        ..
+    } = config.agent.clone();
+    // The configuration may be of an earlier start, whose folder somebody else has made anew since.
+    for folder in [socket.parent(), admin_socket.parent()]
+        .into_iter()
+        .flatten()
+    {
+        if let Err(why) = make_own_folder(folder) {
+            return fail(exit::FAILED, why);
+        }
+    }
+    match daemon::run(path, config, || greet(path, &socket, &admin_socket)) {
+        Ok(()) => 0,
+        Err(StartError::StateInUse(dir) | StartError::SocketInUse(dir)) => {
+            let text = format_args!(
+                "{}: another `keyhatchd dev` runs here; stop it, or use --dir DIR",
+                dir.display()
+            );
+            fail(exit::FAILED, text)
+        }
+        Err(StartError::Config(problems)) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            exit::CONFIG
+        }
+        Err(error) => fail(exit::FAILED, error),
     }
 }
 

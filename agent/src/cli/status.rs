@@ -91,11 +91,11 @@ fn troubles(status: &Json) -> Vec<String> {
         let name = text(&source["name"]);
         match (source["trouble"].as_str(), flag(&source["loaded"])) {
             (Some(why), true) => {
-                found.push(format!("source {name} serves its last good values: {why}"))
+                found.push(format!("source {name} serves its last good values: {why}"));
             }
             (Some(why), false) => found.push(format!("source {name} serves nothing: {why}")),
             (None, false) if !flag(&status["sealed"]) => {
-                found.push(format!("source {name} has not loaded yet"))
+                found.push(format!("source {name} has not loaded yet"));
             }
             _ => {}
         }
@@ -158,7 +158,7 @@ fn size(value: &Json) -> String {
     match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
         None => format!("{bytes} bytes"),
         Some((shift, unit)) => {
-            let tenths = (bytes & ((1 << shift) - 1)) * 10 >> shift;
+            let tenths = ((bytes & ((1 << shift) - 1)) * 10) >> shift;
             format!("{}.{tenths} {unit}", bytes >> shift)
         }
     }
