@@ -33,6 +33,11 @@ def version_of(agent, name):
     return agent.read(name).json()["version"]
 
 
+def connections(agent):
+    """How many bots are connected; root on the admin socket does not count."""
+    return agent.status()["connections"]
+
+
 class Poll:
     """A long poll that has begun to wait."""
 
@@ -218,7 +223,7 @@ def test_a_watch_tells_current_rotated_and_removed_and_never_a_value(agent):
     assert watch.event() == ("rotated", {"name": "app/key", "version": version_of(agent, "app/key")})
     rotated = [(r["event"], r["version"]) for r in agent.records(secret="app/key") if r["event"].startswith("secret.r")]
     assert [r for r in rotated if r[0] != "secret.read"][:2] == [("secret.rotated", second), ("secret.removed", second)]
-    # Each event was decided and recorded like the first.
+    # Each event was decided and recorded like the first, which is also the record of the request.
     told = agent.records(event="secret.watch", secret="app/key")
     assert [r["decision"] for r in told] == ["allow"] * 4
 
@@ -303,13 +308,13 @@ def test_1000_watchers_are_all_told(agent):
             agent.put("app/key", f"turn {turn}")
             want = ("rotated", {"name": "app/key", "version": version_of(agent, "app/key")})
             assert all(watch.event() == want for watch in watches)
-        assert agent.status()["connections"] == count
+        assert connections(agent) == count
         assert len(agent.records(event="secret.watch", decision="allow")) == 4 * count
     finally:
         for watch in watches:
             watch.bot.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    eventually(lambda: agent.status()["connections"] == 0)
+    eventually(lambda: connections(agent) == 0)
 
 
 # Those who never read.
@@ -345,7 +350,7 @@ def test_a_watcher_that_never_reads_makes_nobody_wait_and_nothing_grow(never_rea
     resident = lambda: int(open(f"/proc/{agent.pid}/statm").read().split()[1]) * 4096
     live = Watch(agent, "app/" + "n" * 110 + "0")
     live.event()
-    assert agent.status()["connections"] == 3
+    assert connections(agent) == 3
     # Fills every buffer on the way to it: 100 events of about 2 KB each time.
     for turn in range(1, 4):
         rotate(turn)
@@ -361,10 +366,10 @@ def test_a_watcher_that_never_reads_makes_nobody_wait_and_nothing_grow(never_rea
 
 def test_who_never_reads_is_cut_off_and_what_they_held_is_wiped(never_read):
     agent, _, watcher, reader = never_read
-    eventually(lambda: agent.status()["connections"] == 2)
+    eventually(lambda: connections(agent) == 2)
     agent.put("app/large", "small")
     agent.put("app/large", "smaller")
-    eventually(lambda: agent.status()["connections"] == 0, seconds=40, pause=0.2)
+    eventually(lambda: connections(agent) == 0, seconds=40, pause=0.2)
     left = agent.status()["secret_memory"]["used"]
     agent.ops("seal")
     agent.ops("unseal")
