@@ -97,7 +97,7 @@ impl AdminServer {
             let (admin, operator, peer) = (Arc::clone(&self), Arc::clone(&operator), Arc::clone(&peer));
             async move {
                 let id = admin.context.ids.next();
-                let allowed = allowed && !peer.is_gone();
+                let allowed = allowed && !peer.has_exited();
                 Ok::<Answer, Infallible>(admin.answer(&operator, allowed, id, request).await)
             }
         });

@@ -125,6 +125,12 @@ impl Peer {
         Standing::Same
     }
 
+    /// Asks the kernel whether the process has exited: for a peer whose exit nobody is told of.
+    #[must_use]
+    pub fn has_exited(&self) -> bool {
+        self.pidfd().is_none_or(|pidfd| !matches!(kernel_peer::has_exited(pidfd), Ok(false)))
+    }
+
     /// Notes that the process has exited.
     pub fn set_gone(&self) {
         self.gone.store(true, Ordering::Relaxed);
