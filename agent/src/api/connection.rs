@@ -114,6 +114,11 @@ impl Connection {
         let _ = self.context.audit.keep(&entry);
     }
 
+    /// Whether what was allowed before still is: the same process, and a policy that allows it.
+    pub fn may_still(&self, bound: &Bound, action: Action, name: &Name) -> bool {
+        self.standing(bound).is_none() && bound.decide(action, name).allowed()
+    }
+
     /// Decides and records a list: a bot may always ask, and sees what it may see.
     pub fn judge_list(&self, bound: &Bound, id: &RequestId, prefix: &str) -> Result<(), Code> {
         let reason = match (self.standing(bound), &bound.found) {
@@ -225,11 +230,6 @@ impl Bound {
     /// Whether the peer may read or list the name, and so may learn that it is absent.
     pub fn may_see(&self, name: &Name) -> bool {
         self.policy.may_see(&self.found, name)
-    }
-
-    /// Whether the running policy still allows what was allowed before.
-    pub fn may_still(&self, action: Action, name: &Name) -> bool {
-        self.decide(action, name).allowed()
     }
 
     /// Whether the peer may see the name in a list.

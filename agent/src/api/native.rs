@@ -197,7 +197,7 @@ fn changed(connection: &Connection, bound: &Bound, ask: &Secret, known: &str) ->
         .get(ask.name.as_str())
         .and_then(|entry| pick(entry, &ask.which))
         .is_some_and(|version| &**version.id() == known);
-    !same || !bound.may_still(Action::Read, &ask.name)
+    !same || !connection.may_still(bound, Action::Read, &ask.name)
 }
 
 /// Decides and records a read, and answers it.

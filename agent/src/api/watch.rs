@@ -112,7 +112,7 @@ impl State {
         let now = version.as_deref().unwrap_or(ABSENT);
         let told = self.told[at].as_deref();
         let news = told != Some(now);
-        if !news && bound.may_still(Action::Watch, name) {
+        if !news && self.connection.may_still(&bound, Action::Watch, name) {
             return Ok(());
         }
         let kind = match (told, &version) {
