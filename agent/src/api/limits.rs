@@ -20,8 +20,8 @@ const CONTENDED_MS: u64 = 1_000;
 /// The most connections of one uid, where the limit on open files allows it.
 const CONNECTIONS: u64 = 4_096;
 
-/// Descriptors that a connection takes: its socket, its pidfd, its /proc folder.
-const DESCRIPTORS: u64 = 3;
+/// Descriptors that a connection takes: its socket twice, its pidfd, its /proc folder.
+const DESCRIPTORS: u64 = 4;
 
 /// The bounds, and what each uid uses of them.
 pub struct Limits {
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn one_uid_takes_a_quarter_and_gives_it_back() {
-        let limits = Limits::new(128 + 3 * 40);
+        let limits = Limits::new(128 + DESCRIPTORS * 40);
         let held: Vec<_> = (0..10).map(|_| limits.connect(1).unwrap()).collect();
         assert!(limits.connect(1).is_none());
         assert!(limits.connect(2).is_some());
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn watches_are_counted_by_uid() {
-        let limits = Limits::new(128 + 3 * 16);
+        let limits = Limits::new(128 + DESCRIPTORS * 16);
         let one = limits.connect(1).unwrap();
         let held: Vec<_> = (0..4).map(|_| one.watch().unwrap()).collect();
         assert!(one.watch().is_none());

@@ -12,7 +12,7 @@ pub fn deny_dumps() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
 }
 
-/// Raises the soft limit on open files to the hard one: a peer takes three descriptors.
+/// Raises the soft limit on open files to the hard one: a peer takes four descriptors.
 pub fn raise_open_files() -> nix::Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
