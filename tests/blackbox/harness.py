@@ -123,10 +123,12 @@ roles = ["reader"]
 grants = [{ secrets = ["app/**"] }]
 """
 
-    def __init__(self, policy=POLICY, audit="journald = false", agent="", secrets=None, user=0, start=True, env=None):
+    def __init__(self, policy=POLICY, audit="journald = false", agent="", secrets=None, user=0, start=True, env=None,
+                 popen=None):
         self.dir = Path(tempfile.mkdtemp(prefix="keyhatch-test-", dir="/tmp"))
         os.chmod(self.dir, 0o711)
         self.user, self.env, self.process = user, env, None
+        self.popen = popen or {}
         self.socket = self.dir / "run" / "keyhatch.sock"
         self.admin_socket = self.dir / "run" / "admin.sock"
         self.config = self.dir / "keyhatch.toml"
@@ -178,7 +180,7 @@ dir = "{self.audit_dir}"
         user = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
         self.process = subprocess.Popen(
             [KEYHATCHD, "run", "--config", str(self.config)],
-            stdout=out, stderr=out, env=self.env, **user,
+            stdout=out, stderr=out, env=self.env, **user, **self.popen,
         )
         if ready:
             eventually(self.answers)
