@@ -37,6 +37,10 @@ const UNLIMITED_ARENA: usize = 1 << 30;
 /// What is left of a limit on locked memory for others in the process.
 const SPARE: u64 = 64 * 1024;
 
+/// How many events of the kernel are taken at a time: more than one user's connections can have, so that
+/// they do not push the news of an exit to the next time.
+const EVENTS: usize = 8 * 1024;
+
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -113,6 +117,7 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
+        .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
     runtime.block_on(Daemon::start(path, config, files)?.serve(ready))
@@ -183,7 +188,6 @@ impl Daemon {
         });
         tokio::spawn(Arc::clone(&server).accept(bots));
         tokio::spawn(Arc::clone(&server).sweep());
-        tokio::spawn(Arc::clone(&server).watch_exits());
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {
             metrics_server::start(Arc::clone(&self.context), at)
@@ -192,8 +196,10 @@ impl Daemon {
         }
         let mut signals = signals()?;
         ready();
+        let mut exits = std::pin::pin!(Arc::clone(&server).watch_exits());
         loop {
             tokio::select! {
+                never = &mut exits => match never {},
                 signal = signals.recv() => match signal {
                     Some(SIGHUP) => drop(self.reload(&admin)),
                     _ => break,
@@ -204,7 +210,10 @@ impl Daemon {
                 }
             }
         }
-        server.drain().await;
+        tokio::select! {
+            never = &mut exits => match never {},
+            () = server.drain() => {}
+        }
         self.stop();
         Ok(())
     }

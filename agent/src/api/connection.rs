@@ -168,6 +168,9 @@ impl Connection {
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
     fn standing(&self, bound: &Bound) -> Option<Refusal> {
+        if self.stall.may_miss_exit() && self.peer.has_exited() {
+            return Some(Refusal::PeerGone);
+        }
         let looked_at = bound.changeable;
         match self.peer.standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256) {
             Standing::Same => None,

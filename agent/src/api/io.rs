@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -36,12 +36,19 @@ impl Seconds {
 pub struct Stall {
     head: AtomicU32,
     write: AtomicU32,
+    /// The last read took what was there already, so that the kernel was not asked for events before it.
+    at_once: AtomicBool,
 }
 
 impl Stall {
     /// A request's head has come in whole.
     pub fn head_is_whole(&self) {
         self.head.store(0, Relaxed);
+    }
+
+    /// Whether the peer may have exited before its request came, and the news of it still waits.
+    pub fn may_miss_exit(&self) -> bool {
+        self.at_once.load(Relaxed)
     }
 
     /// Whether an answer waits for the peer to read.
@@ -70,12 +77,14 @@ pub struct Io {
     stream: TokioIo<UnixStream>,
     stall: Arc<Stall>,
     clock: Arc<Seconds>,
+    /// The stream had nothing to read since the last read.
+    waited: bool,
 }
 
 impl Io {
     /// Wraps an accepted stream.
     pub fn new(stream: UnixStream, stall: Arc<Stall>, clock: Arc<Seconds>) -> Self {
-        Self { stream: TokioIo::new(stream), stall, clock }
+        Self { stream: TokioIo::new(stream), stall, clock, waited: false }
     }
 
     /// Notes whether all that was offered has been taken.
@@ -100,7 +109,10 @@ impl Read for Io {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let waited = std::mem::replace(&mut self.waited, read.is_pending());
+        ready!(read)?;
+        self.stall.at_once.store(!waited, Relaxed);
         Stall::begin(&self.stall.head, &self.clock);
         Poll::Ready(Ok(()))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::{Future, Ready, ready};
+use std::future::{Future, Ready, pending, ready};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
@@ -109,10 +109,14 @@ impl Server {
         }
     }
 
-    /// Marks peers that have exited and ends their connections.
-    pub async fn watch_exits(self: Arc<Self>) {
+    /// Marks peers that have exited, for as long as the process lives.
+    ///
+    /// To be awaited by the runtime's main task, which runs before all others after each look at the
+    /// kernel's events: an exit told along with a request then counts for that request.
+    pub async fn watch_exits(self: Arc<Self>) -> Infallible {
         loop {
-            let Ok(mut ready) = self.exits.readable().await else { return };
+            // It fails only as the runtime ends.
+            let Ok(mut ready) = self.exits.readable().await else { return pending().await };
             match ready.get_inner().take() {
                 Ok(tokens) if tokens.is_empty() => ready.clear_ready(),
                 Ok(tokens) => tokens.into_iter().for_each(|token| self.peer_exited(token)),
