@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use std::sync::mpsc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -418,12 +420,17 @@ fn remove_dead(path: &Path) -> Result<(), StartError> {
     if !meta.file_type().is_socket() {
         return Err(StartError::SocketInUse(path.to_owned()));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io_error("remove", path))
-        }
-        _ => Err(StartError::SocketInUse(path.to_owned())),
+    if is_dead(path).map_err(|errno| io_error("connect to", path)(errno.into()))? {
+        return fs::remove_file(path).map_err(io_error("remove", path));
     }
+    Err(StartError::SocketInUse(path.to_owned()))
+}
+
+/// Whether nobody listens on a socket. Does not wait for a listener that is busy.
+fn is_dead(path: &Path) -> nix::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(connect(probe.as_raw_fd(), &UnixAddr::new(path)?) == Err(Errno::ECONNREFUSED))
 }
 
 /// Signals that end or reload the daemon, handed to the main loop.
