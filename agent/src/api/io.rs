@@ -35,6 +35,8 @@ impl Seconds {
 #[derive(Default)]
 pub struct Stall {
     head: AtomicU32,
+    /// What comes in while an answer is made is a body, which has its own time, or the next request.
+    answering: AtomicBool,
     write: AtomicU32,
     /// The last read took what was there already, so that the kernel was not asked for events before it.
     at_once: AtomicBool,
@@ -44,6 +46,16 @@ impl Stall {
     /// A request's head has come in whole.
     pub fn head_is_whole(&self) {
         self.head.store(0, Relaxed);
+    }
+
+    /// The handler of a request waits: for its body, or for a change.
+    pub fn answer_begins(&self) {
+        self.answering.store(true, Relaxed);
+    }
+
+    /// The handler has its answer.
+    pub fn answer_is_made(&self) {
+        self.answering.store(false, Relaxed);
     }
 
     /// Whether the peer may have exited before its request came, and the news of it still waits.
@@ -113,7 +125,9 @@ impl Read for Io {
         let waited = std::mem::replace(&mut self.waited, read.is_pending());
         ready!(read)?;
         self.stall.at_once.store(!waited, Relaxed);
-        Stall::begin(&self.stall.head, &self.clock);
+        if !self.stall.answering.load(Relaxed) {
+            Stall::begin(&self.stall.head, &self.clock);
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -257,7 +257,10 @@ impl Service<Request<Incoming>> for Handler {
         self.0.stall.head_is_whole();
         match native::reply(&self.0, request) {
             Reply::Now(answer) => Answering::Now(ready(Ok(answer))),
-            Reply::Later(future) => Answering::Later(future),
+            Reply::Later(future) => {
+                self.0.stall.answer_begins();
+                Answering::Later(future, Arc::clone(&self.0.stall))
+            }
         }
     }
 }
@@ -265,7 +268,7 @@ impl Service<Request<Incoming>> for Handler {
 /// An answer that is there, or one that has to wait.
 enum Answering {
     Now(Ready<Result<Answer, Infallible>>),
-    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>, Arc<Stall>),
 }
 
 impl Future for Answering {
@@ -274,7 +277,11 @@ impl Future for Answering {
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Self::Now(ready) => Pin::new(ready).poll(cx),
-            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
+            Self::Later(future, stall) => {
+                let answer = std::task::ready!(future.as_mut().poll(cx));
+                stall.answer_is_made();
+                Poll::Ready(Ok(answer))
+            }
         }
     }
 }
