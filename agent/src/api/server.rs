@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::Request;
+use keyhatch_protocol::{Code, Problem};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
@@ -24,6 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::answer::Answer;
 use super::connection::Connection;
 use super::context::Context;
+use super::id::RequestId;
 use super::io::{Io, Seconds, Stall};
 use super::native::{self, Reply};
 use crate::identity::Peer;
@@ -161,7 +163,8 @@ impl Server {
             }
         };
         let Some(limits) = self.context.limits.connect(peer.uid().unwrap_or(u32::MAX)) else {
-            refuse(&stream);
+            self.context.counts.limited.fetch_add(1, Relaxed);
+            refuse(&stream, &self.context.ids.next());
             return;
         };
         let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
@@ -218,12 +221,18 @@ impl Server {
 }
 
 /// Answers a connection that is over the limit, without waiting for a request.
-fn refuse(stream: &UnixStream) {
-    const ANSWER: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncache-control: no-store\r\n\
-        content-type: application/problem+json\r\ncontent-length: 110\r\nconnection: close\r\n\r\n\
-        {\"type\":\"urn:keyhatch:problem:rate_limited\",\"title\":\"Too many connections\",\"status\":429,\"code\":\"rate_limited\"}";
+fn refuse(stream: &UnixStream, id: &RequestId) {
+    let why = "too many connections of this user, or in all";
+    let problem = Problem::new(Code::RateLimited, Some(why.to_owned()), id.as_str().to_owned());
+    // Our documents have text keys and no type that fails to serialise.
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncache-control: no-store\r\n\
+         content-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
     // A peer that does not read gets nothing.
-    let _ = stream.try_write(ANSWER);
+    let _ = stream.try_write(answer.as_bytes());
 }
 
 /// Serves HTTP/1.1 until the peer ends or the agent drains.
