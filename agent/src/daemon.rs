@@ -1,7 +1,7 @@
 //! Wiring: start, reload, drain, stop.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
@@ -17,7 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc as channel;
 
 use crate::api::admin::{AdminServer, Reload};
@@ -25,9 +25,11 @@ use crate::api::limits::Limits;
 use crate::api::{Context, RequestIds, Server, ServerError, metrics_server};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
-use crate::config::{self, Config, Depth, SourceKind, Stamps};
+use crate::config::{self, Config, Depth, Metrics, SourceKind, Stamps};
+use crate::files::Trust;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
+use crate::policy::{Bot, Kind};
 use crate::sources::{Asked, FileSource, Keeper, States};
 use crate::sys::arena::Arena;
 use crate::sys::harden;
@@ -95,14 +97,19 @@ pub fn preflight(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let policy = &config.policy;
-    let sees_images = harden::has_capability(harden::CAP_SYS_PTRACE);
-    if (!policy.exe_paths().is_empty() || policy.needs_exe_sha256()) && !sees_images {
-        problems.push(
-            "a bot is selected by exe or exe_sha256, which needs CAP_SYS_PTRACE to see other users' programs; \
-             add AmbientCapabilities=CAP_SYS_PTRACE to the unit, or select by unit"
-                .to_owned(),
-        );
+    if !harden::has_capability(harden::CAP_SYS_PTRACE) {
+        let by_image = |bot: &&Bot| {
+            [Kind::Exe, Kind::ExeSha256]
+                .into_iter()
+                .any(|kind| bot.selectors().has(kind))
+        };
+        problems.extend(config.policy.bots().iter().filter(by_image).map(|bot| {
+            format!(
+                "{}: bot {:?} is selected by exe or exe_sha256, which needs CAP_SYS_PTRACE to see other users' \
+                 programs, add AmbientCapabilities=CAP_SYS_PTRACE to the unit, or select by unit",
+                bot.place, bot.name
+            )
+        }));
     }
     problems
 }
@@ -113,7 +120,8 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
     }
-    harden::deny_dumps().map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
+    harden::deny_dumps()
+        .map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
     let files = harden::raise_open_files()
         .map_err(|errno| StartError::Other("the limit on open files", errno.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -136,13 +144,19 @@ struct Daemon {
 
 impl Daemon {
     fn start(path: &Path, config: Config, files: u64) -> Result<Self, StartError> {
+        config
+            .warnings
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
         let state_dir = &config.agent.state_dir;
         make_folder(state_dir, 0o700)?;
         let state = lock_state(state_dir)?;
         let kernel = Kernel::probe();
         let arena = make_arena()?;
         let missing = missing(kernel, arena.protection());
-        missing.iter().for_each(|missing| tracing::warn!("{missing}"));
+        missing
+            .iter()
+            .for_each(|missing| tracing::warn!("{missing}"));
         let (audit, notes) = Log::open(audit_settings(&config.audit))?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         let cache = Arc::new(Cache::new(arena));
@@ -160,13 +174,20 @@ impl Daemon {
             lookup: Lookup::default(),
             images,
             kernel,
-            ids: RequestIds::new().map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
+            ids: RequestIds::new()
+                .map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
             health: crate::api::Health::default(),
             config_files: ArcSwap::new(Arc::new(Stamps::of(&config.files))),
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
-        Ok(Self { path: path.to_owned(), config, context, keeper, _state: state })
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            context,
+            keeper,
+            _state: state,
+        })
     }
 
     async fn serve(self, ready: impl FnOnce()) -> Result<(), StartError> {
@@ -189,12 +210,11 @@ impl Daemon {
             }),
         });
         tokio::spawn(Arc::clone(&server).accept(bots));
-        tokio::spawn(Arc::clone(&server).sweep());
+        Server::sweep(&server)
+            .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
         tokio::spawn(Arc::clone(&admin).accept(ops));
         if let Some(at) = &self.config.agent.metrics {
-            metrics_server::start(Arc::clone(&self.context), at)
-                .await
-                .map_err(|why| StartError::Other("the metrics address", why.to_string()))?;
+            serve_metrics(&self.context, at).await?;
         }
         let mut signals = signals()?;
         ready();
@@ -222,7 +242,7 @@ impl Daemon {
 
     /// Reads the configuration anew: it takes effect whole, or not at all.
     fn reload(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
-        let loaded = config::load(&self.path, Depth::Full)
+        let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
             problems if problems.is_empty() => Ok(fresh),
@@ -231,14 +251,22 @@ impl Daemon {
         let fresh = match fresh {
             Ok(fresh) => fresh,
             Err(problems) => {
-                problems.iter().for_each(|problem| tracing::error!("{problem}"));
+                problems
+                    .iter()
+                    .for_each(|problem| tracing::error!("{problem}"));
                 let members = extra(&[("problems", json!(problems))]);
                 self.record(Event::PolicyRejected, &members);
                 return Err(problems);
             }
         };
+        fresh
+            .warnings
+            .iter()
+            .for_each(|warning| tracing::warn!("{warning}"));
         self.context.images.learn(&exe_paths(&fresh));
-        self.context.config_files.store(Arc::new(Stamps::of(&fresh.files)));
+        self.context
+            .config_files
+            .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
@@ -253,12 +281,20 @@ impl Daemon {
         let mut fixed = |same: bool, what: &str| {
             if !same {
                 let path = self.path.display();
-                problems.push(format!("{path}: {what} changed, which a reload cannot do; restart keyhatchd"));
+                problems.push(format!(
+                    "{path}: {what} changed, which a reload cannot do; restart keyhatchd"
+                ));
             }
         };
         fixed(old.agent.socket == new.agent.socket, "[agent].socket");
-        fixed(old.agent.admin_socket == new.agent.admin_socket, "[agent].admin_socket");
-        fixed(old.agent.state_dir == new.agent.state_dir, "[agent].state_dir");
+        fixed(
+            old.agent.admin_socket == new.agent.admin_socket,
+            "[agent].admin_socket",
+        );
+        fixed(
+            old.agent.state_dir == new.agent.state_dir,
+            "[agent].state_dir",
+        );
         fixed(old.agent.metrics == new.agent.metrics, "[agent].metrics");
         fixed(old.sources == new.sources, "[[source]]");
         fixed(old.audit == new.audit, "[audit]");
@@ -267,7 +303,10 @@ impl Daemon {
 
     fn record(&self, event: Event, members: &str) {
         // The log itself says when it cannot be written.
-        let _ = self.context.audit.keep(&Entry { extra: Some(members), ..Entry::of(event) });
+        let _ = self.context.audit.keep(&Entry {
+            extra: Some(members),
+            ..Entry::of(event)
+        });
     }
 
     fn stop(self) {
@@ -276,7 +315,14 @@ impl Daemon {
         let _ = self.keeper.send(Asked::Stop);
         self.context.cache.seal();
         self.context.audit.close();
-        for socket in [&self.config.agent.socket, &self.config.agent.admin_socket] {
+        let metrics = match &self.config.agent.metrics {
+            Some(Metrics::Unix(path)) => Some(path),
+            _ => None,
+        };
+        for socket in [&self.config.agent.socket, &self.config.agent.admin_socket]
+            .into_iter()
+            .chain(metrics)
+        {
             // Someone else may have removed it.
             let _ = fs::remove_file(socket);
         }
@@ -302,18 +348,30 @@ fn audit_settings(config: &config::Audit) -> audit::Settings {
 }
 
 fn exe_paths(config: &Config) -> Vec<PathBuf> {
-    config.policy.exe_paths().into_iter().map(Path::to_owned).collect()
+    config
+        .policy
+        .exe_paths()
+        .into_iter()
+        .map(Path::to_owned)
+        .collect()
 }
 
 fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
     let members = extra(&[
-        ("version", env!("CARGO_PKG_VERSION").into()),
+        // `version` is a key of every record: the secret's.
+        ("agent_version", env!("CARGO_PKG_VERSION").into()),
         ("config", json!(path)),
         ("missing", json!(missing)),
     ]);
-    let unavailable = |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
+    let unavailable =
+        |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
     for event in [Event::AgentStarted, Event::PolicyLoaded] {
-        let _ = audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) }).map_err(unavailable)?;
+        let _ = audit
+            .keep(&Entry {
+                extra: Some(&members),
+                ..Entry::of(event)
+            })
+            .map_err(unavailable)?;
     }
     Ok(())
 }
@@ -324,7 +382,11 @@ fn start_keeper(
     audit: &Arc<Log>,
     states: &Arc<States>,
 ) -> Result<mpsc::Sender<Asked>, StartError> {
-    let prefixes: Vec<String> = config.sources.iter().map(|source| source.prefix.clone()).collect();
+    let prefixes: Vec<String> = config
+        .sources
+        .iter()
+        .map(|source| source.prefix.clone())
+        .collect();
     let files: Vec<FileSource> = config
         .sources
         .iter()
@@ -343,22 +405,22 @@ fn start_keeper(
     for source in &files {
         states.change(&source.name, |_| {});
     }
-    refuse_loose(&files)?;
-    Keeper::start(files, Arc::clone(cache), Arc::clone(audit), Arc::clone(states))
-        .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
-}
-
-/// A key or store that others could read or write stops the start: it may be known to them already.
-fn refuse_loose(sources: &[FileSource]) -> Result<(), StartError> {
-    let loose: Vec<String> = sources.iter().filter_map(FileSource::loose).collect();
-    if loose.is_empty() { Ok(()) } else { Err(StartError::Config(loose)) }
+    Keeper::start(
+        files,
+        Arc::clone(cache),
+        Arc::clone(audit),
+        Arc::clone(states),
+    )
+    .map_err(|error| StartError::Other("no thread for the sources", error.to_string()))
 }
 
 /// An arena as large as this process may lock.
 fn make_arena() -> Result<Arc<Arena>, StartError> {
     let size = match harden::lockable() {
         None => UNLIMITED_ARENA,
-        Some(limit) => usize::try_from(limit.saturating_sub(SPARE)).unwrap_or(UNLIMITED_ARENA).min(UNLIMITED_ARENA),
+        Some(limit) => usize::try_from(limit.saturating_sub(SPARE))
+            .unwrap_or(UNLIMITED_ARENA)
+            .min(UNLIMITED_ARENA),
     };
     Arena::new(size).map_err(StartError::Memory)
 }
@@ -378,7 +440,9 @@ fn missing(kernel: Kernel, protection: Protection) -> Vec<String> {
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
     match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("make", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(io_error("make", path)(error))
+        }
         _ => Ok(()),
     }
 }
@@ -410,13 +474,30 @@ fn listen(path: &Path) -> Result<UnixListener, StartError> {
     fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(io_error("chmod", path))?;
     nix::sys::socket::listen(&listener.as_fd(), nix::sys::socket::Backlog::MAXCONN)
         .map_err(|errno| io_error("listen on", path)(errno.into()))?;
-    listener.set_nonblocking(true).map_err(io_error("listen on", path))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(io_error("listen on", path))?;
     UnixListener::from_std(listener).map_err(io_error("listen on", path))
+}
+
+async fn serve_metrics(context: &Arc<Context>, at: &Metrics) -> Result<(), StartError> {
+    match at {
+        Metrics::Unix(path) => metrics_server::on_socket(Arc::clone(context), listen(path)?),
+        Metrics::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.map_err(|why| {
+                StartError::Other("the metrics address", format!("{address}: {why}"))
+            })?;
+            metrics_server::on_address(Arc::clone(context), listener);
+        }
+    }
+    Ok(())
 }
 
 /// Removes a socket that a daemon left behind; one that is listened on is never stolen.
 fn remove_dead(path: &Path) -> Result<(), StartError> {
-    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !meta.file_type().is_socket() {
         return Err(StartError::SocketInUse(path.to_owned()));
     }
@@ -451,20 +532,34 @@ fn signals() -> Result<channel::Receiver<i32>, StartError> {
     Ok(told)
 }
 
+/// Whether systemd connected standard error to the journal: a child inherits the variable with any other
+/// standard error, too (`JOURNAL_STREAM` of systemd.exec(5)).
+fn stderr_is_journal() -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else {
+        return false;
+    };
+    std::env::var("JOURNAL_STREAM")
+        .is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
 /// The daemon's own log: to journald where systemd has connected standard error to it, else to standard
 /// error.
 pub fn log_to_journald_or_stderr() {
+    use tracing_subscriber::filter::LevelFilter;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    use tracing_subscriber::filter::LevelFilter;
     let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
-    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let journald = stderr_is_journal()
+        .then(|| tracing_journald::layer().ok())
+        .flatten();
     // A second call, as in a test, changes nothing.
-    let _ = match journald {
-        Some(journald) => registry.with(journald).try_init(),
-        None => {
-            let stderr = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-            registry.with(stderr).try_init()
-        }
+    let _ = if let Some(journald) = journald {
+        registry.with(journald).try_init()
+    } else {
+        let stderr = tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false);
+        registry.with(stderr).try_init()
     };
 }

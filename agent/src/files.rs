@@ -26,7 +26,7 @@ pub enum Holds {
 }
 
 /// Whose files are trusted, besides root's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trust {
     uid: u32,
     gid: u32,

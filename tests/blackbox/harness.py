@@ -123,8 +123,10 @@ roles = ["reader"]
 grants = [{ secrets = ["app/**"] }]
 """
 
-    def __init__(self, policy=POLICY, audit="journald = false", agent="", secrets=None, user=0, start=True, env=None,
-                 popen=None):
+    def __init__(
+        self, policy=POLICY, audit="journald = false", agent="", secrets=None, user=0, start=True, env=None,
+        popen=None, sources="",
+    ):
         self.dir = Path(tempfile.mkdtemp(prefix="keyhatch-test-", dir="/tmp"))
         os.chmod(self.dir, 0o711)
         self.user, self.env, self.process = user, env, None
@@ -146,6 +148,7 @@ name = "local"
 kind = "file"
 path = "{self.store_dir}"
 key = "file:{self.key}"
+{sources.format(dir=self.dir)}
 [audit]
 dir = "{self.audit_dir}"
 {audit}

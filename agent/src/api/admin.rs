@@ -31,7 +31,7 @@ use super::{metrics, store_verbs};
 use crate::audit::{Entry, Event, Facts, Verdict, Who};
 use crate::config::Admin;
 use crate::identity::Peer;
-use crate::sources::{Asked, KeeperError};
+use crate::sources::{Asked, ByOperator, KeeperError};
 use crate::store::Actor;
 
 /// The largest body: an import of many values.
@@ -66,7 +66,7 @@ pub struct AdminServer {
 pub struct Operator {
     /// For the record of a store.
     pub actor: Actor,
-    who: Who,
+    who: Arc<Who>,
 }
 
 impl AdminServer {
@@ -86,7 +86,9 @@ impl AdminServer {
     }
 
     async fn serve(self: Arc<Self>, stream: UnixStream) {
-        let Ok(peer) = Peer::identify(&stream, self.context.kernel) else { return };
+        let Ok(peer) = Peer::identify(&stream, self.context.kernel) else {
+            return;
+        };
         let admins = self.admins.load_full();
         let peer = Arc::new(peer);
         let asked = Arc::clone(&peer);
@@ -94,7 +96,8 @@ impl AdminServer {
         let allowed = allowed.unwrap_or(false);
         let operator = Arc::new(operator(&peer));
         let service = service_fn(|request| {
-            let (admin, operator, peer) = (Arc::clone(&self), Arc::clone(&operator), Arc::clone(&peer));
+            let (admin, operator, peer) =
+                (Arc::clone(&self), Arc::clone(&operator), Arc::clone(&peer));
             async move {
                 let id = admin.context.ids.next();
                 let allowed = allowed && !peer.has_exited();
@@ -115,16 +118,35 @@ impl AdminServer {
     ) -> Answer {
         if !allowed {
             let refused = self.record(Event::AdminDenied, Verdict::Deny, operator, &id);
-            let code = if refused { Code::Denied } else { Code::AuditUnavailable };
-            return answer::problem(code, &id, Some("only root, the daemon's user and [agent].admins may ask here"));
+            let code = if refused {
+                Code::Denied
+            } else {
+                Code::AuditUnavailable
+            };
+            return answer::problem(
+                code,
+                &id,
+                Some("only root, the daemon's user and [agent].admins may ask here"),
+            );
         }
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => answer::document(StatusCode::OK, &self.status()),
-            (&Method::GET, "/v1/metrics") => answer::text(metrics::KIND, metrics::render(&self.context)),
-            (&Method::POST, "/v1/reload") => self.recorded(Event::AdminReloaded, operator, id, self.reload(id)).await,
-            (&Method::POST, "/v1/seal") => self.recorded(Event::AdminSealed, operator, id, self.seal()).await,
-            (&Method::POST, "/v1/unseal") => self.recorded(Event::AdminUnsealed, operator, id, self.unseal()).await,
+            (&Method::GET, "/v1/metrics") => {
+                answer::text(metrics::KIND, metrics::render(&self.context))
+            }
+            (&Method::POST, "/v1/reload") => {
+                self.recorded(Event::AdminReloaded, operator, id, self.reload(id))
+                    .await
+            }
+            (&Method::POST, "/v1/seal") => {
+                self.recorded(Event::AdminSealed, operator, id, self.seal())
+                    .await
+            }
+            (&Method::POST, "/v1/unseal") => {
+                self.recorded(Event::AdminUnsealed, operator, id, self.unseal())
+                    .await
+            }
             (_, path) if path.starts_with("/v1/store/") => self.store(operator, id, request).await,
             _ => answer::problem(Code::BadRequest, &id, Some("no such admin request")),
         }
@@ -177,7 +199,8 @@ impl AdminServer {
             "audit": {
                 "seq": audit.seq, "trouble": context.audit.available().err(), "bytes": audit.bytes,
                 "journald_behind": audit.journal_behind, "journald_error": audit.journal_error,
-                "flooded": audit.flooded, "last_error": audit.last_error,
+                "flooded": audit.flooded, "refused": audit.refused, "unrecorded": audit.unrecorded,
+                "last_error": audit.last_error,
             },
         })
     }
@@ -189,9 +212,10 @@ impl AdminServer {
         }
         match done.await {
             Ok(Ok(())) => answer::document(StatusCode::OK, &json!({ "reloaded": true })),
-            Ok(Err(refused)) => {
-                answer::document(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "refused": refused }))
-            }
+            Ok(Err(refused)) => answer::document(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                &json!({ "refused": refused }),
+            ),
             Err(_) => answer::problem(Code::Internal, &id, Some("the agent is stopping")),
         }
     }
@@ -212,7 +236,10 @@ impl AdminServer {
         let _ = timeout(WIPE_TIME, wiped).await;
         // The panic button has done its work, recorded or not.
         let _ = self.context.audit.keep(&Entry::of(Event::AgentSealed));
-        answer::document(StatusCode::OK, &json!({ "sealed": true, "secret_memory_used": arena.used() }))
+        answer::document(
+            StatusCode::OK,
+            &json!({ "sealed": true, "secret_memory_used": arena.used() }),
+        )
     }
 
     async fn unseal(&self) -> Answer {
@@ -221,32 +248,57 @@ impl AdminServer {
         let _ = done.await;
         let _ = self.context.audit.keep(&Entry::of(Event::AgentUnsealed));
         let reasons = self.context.status().reasons;
-        answer::document(StatusCode::OK, &json!({ "sealed": false, "reasons": reasons }))
+        answer::document(
+            StatusCode::OK,
+            &json!({ "sealed": false, "reasons": reasons }),
+        )
     }
 
-    async fn store(&self, operator: &Operator, id: RequestId, request: Request<Incoming>) -> Answer {
-        let verb = request.uri().path().trim_start_matches("/v1/store/").to_owned();
+    async fn store(
+        &self,
+        operator: &Operator,
+        id: RequestId,
+        request: Request<Incoming>,
+    ) -> Answer {
+        let verb = request
+            .uri()
+            .path()
+            .trim_start_matches("/v1/store/")
+            .to_owned();
         let query = parameters(request.uri().query().unwrap_or_default());
         let body = Limited::new(request.into_body(), LARGEST_BODY).collect();
         let Ok(Ok(body)) = timeout(BODY_TIME, body).await else {
-            return answer::problem(Code::BadRequest, &id, Some("the body is too large or did not arrive"));
+            return answer::problem(
+                Code::BadRequest,
+                &id,
+                Some("the body is too large or did not arrive"),
+            );
         };
-        let asked = match store_verbs::parse(&verb, &query, body.to_bytes()) {
+        let asked = match store_verbs::parse(&verb, &query, &body.to_bytes()) {
             Ok(asked) => asked,
             Err(why) => return answer::problem(Code::BadRequest, &id, Some(&why)),
         };
         let (reply, done) = oneshot::channel();
-        self.ask(asked.into_command(operator.actor, reply));
+        let by = ByOperator {
+            who: Arc::clone(&operator.who),
+            request_id: id.as_str().to_owned(),
+        };
+        self.ask(asked.into_command(operator.actor, by, reply));
         match done.await {
             Ok(Ok(done)) => answer::document(StatusCode::OK, &done),
             Ok(Err(KeeperError::NotServing)) | Err(_) => answer::problem(Code::Sealed, &id, None),
+            Ok(Err(KeeperError::NoRecord)) => answer::problem(Code::AuditUnavailable, &id, None),
             Ok(Err(error)) => answer::problem(Code::BadRequest, &id, Some(&error.to_string())),
         }
     }
 
     fn ask(&self, asked: Asked) {
         // Where the keeper has ended, the reply's other end is dropped and the asker learns of it.
-        let _ = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).send(asked);
+        let _ = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(asked);
     }
 }
 
@@ -270,8 +322,14 @@ fn operator(peer: &Peer) -> Operator {
         unit: peer.unit(),
         ..Facts::default()
     };
-    let actor = Actor { uid: peer.uid().unwrap_or(u32::MAX), login_uid: peer.login_uid() };
-    Operator { actor, who: Who::new(&facts) }
+    let actor = Actor {
+        uid: peer.uid().unwrap_or(u32::MAX),
+        login_uid: peer.login_uid(),
+    };
+    Operator {
+        actor,
+        who: Arc::new(Who::new(&facts)),
+    }
 }
 
 /// Whether the peer is root, runs as the daemon's user, or is a configured admin.
@@ -281,9 +339,10 @@ fn is_admin(peer: &Peer, admins: &[Admin]) -> bool {
         return true;
     }
     admins.iter().any(|admin| match admin {
-        Admin::User(name) => {
-            User::from_name(name).ok().flatten().is_some_and(|user| user.uid.as_raw() == uid)
-        }
+        Admin::User(name) => User::from_name(name)
+            .ok()
+            .flatten()
+            .is_some_and(|user| user.uid.as_raw() == uid),
         Admin::Group(name) => Group::from_name(name).ok().flatten().is_some_and(|group| {
             let gid = group.gid.as_raw();
             peer.gid() == Some(gid) || peer.groups().contains(&gid)

@@ -1,9 +1,7 @@
 //! Answers: values, documents and problems, each with the headers of the contract.
 
 use bytes::Bytes;
-use hyper::header::{
-    CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER,
-};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use keyhatch_protocol::{Code, OCTET_STREAM, Problem, VERSION_HEADER};
 use serde::Serialize;
@@ -67,7 +65,11 @@ pub fn pieces(pieces: std::collections::VecDeque<Bytes>) -> Answer {
 
 /// Text of another kind, such as metrics.
 pub fn text(kind: &'static str, text: String) -> Answer {
-    answer(StatusCode::OK, HeaderValue::from_static(kind), Body::one(text))
+    answer(
+        StatusCode::OK,
+        HeaderValue::from_static(kind),
+        Body::one(text),
+    )
 }
 
 /// A stream of events.
@@ -81,7 +83,9 @@ pub fn problem(code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
     let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = answer(status, PROBLEM, Body::one(to_json(&document)));
     if code == Code::RateLimited {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keyhatch_protocol::{Action, Code, Name};
 
@@ -11,7 +11,7 @@ use super::context::Context;
 use super::id::RequestId;
 use super::io::Stall;
 use super::limits::Connected;
-use crate::audit::{Entry, Event, Facts as RecordFacts, Receipt, Verdict, Who, extra};
+use crate::audit::{Entry, Event, Facts as RecordFacts, Phrase, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
 use crate::identity::{Peer, Standing};
 use crate::policy::{BotMatch, Changeable, Decision, Facts, Policy, Reason, Refusal};
@@ -41,6 +41,15 @@ struct Memo {
     action: Action,
     name: Name,
     decision: Decision,
+    /// The record of this request as it was made last, when it was allowed and nothing else was said.
+    last: Option<Last>,
+}
+
+/// A record that is repeated for each read of the same version.
+struct Last {
+    event: Event,
+    version: Arc<str>,
+    phrase: Phrase,
 }
 
 /// How many decisions a connection remembers.
@@ -55,7 +64,7 @@ pub struct Wish<'a> {
     /// On which secret.
     pub name: &'a Name,
     /// The version it would get; `None` where the secret or version does not exist.
-    pub version: Option<&'a str>,
+    pub version: Option<&'a Arc<str>>,
     /// More members of the record.
     pub extra: Option<&'static str>,
 }
@@ -69,7 +78,13 @@ impl Connection {
         limits: Connected,
     ) -> Self {
         let bound = Mutex::new(Arc::new(bind(&context, &peer).await));
-        Self { context, peer, stall, limits, bound }
+        Self {
+            context,
+            peer,
+            stall,
+            limits,
+            bound,
+        }
     }
 
     /// The judgement under the running policy, if it stands already.
@@ -93,10 +108,39 @@ impl Connection {
     /// # Errors
     /// The code to answer with, where it is not granted or no record can be kept.
     pub fn judge(&self, bound: &Bound, id: &RequestId, wish: &Wish<'_>) -> Result<Permit, Code> {
+        if let Some(again) = self.judge_again(bound, id, wish) {
+            return again;
+        }
         let decision = self.decide(bound, wish);
         let receipt = self.keep(bound, id, wish, &decision)?;
-        let code = refusal(&decision);
+        let code = code_of(decision.reason());
         Permit::new(&decision, receipt).ok_or(code)
+    }
+
+    /// The short way for a request that was allowed before on this connection: the decision is remembered
+    /// and its record rendered, so only what may have changed is looked at.
+    fn judge_again(
+        &self,
+        bound: &Bound,
+        id: &RequestId,
+        wish: &Wish<'_>,
+    ) -> Option<Result<Permit, Code>> {
+        let memo = bound.memo();
+        let known = memo
+            .iter()
+            .find(|m| m.name == *wish.name && m.action == wish.action)?;
+        let last = known.last.as_ref()?;
+        let same =
+            last.event == wish.event && wish.extra.is_none() && wish.version == Some(&last.version);
+        if !same || self.context.cache.is_sealed() || self.standing(bound).is_some() {
+            return None;
+        }
+        self.count(true);
+        let kept = self.context.audit.keep_again(&last.phrase, id.as_str());
+        Some(
+            kept.map_err(|_| Code::AuditUnavailable)
+                .and_then(|receipt| Permit::new(&known.decision, receipt).ok_or(Code::Denied)),
+        )
     }
 
     /// Records a request that is over a limit.
@@ -129,9 +173,13 @@ impl Connection {
             (None, BotMatch::Bot(_)) => Reason::Granted,
         };
         let granted = reason == Reason::Granted;
-        let nearest = self.nearest(bound, reason);
+        let nearest = nearest(bound, reason);
         let entry = Entry {
-            decision: if granted { Verdict::Allow } else { Verdict::Deny },
+            decision: if granted {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            },
             reason: Some(reason.as_str()),
             secret: Some(prefix),
             who: Some(&bound.who),
@@ -141,8 +189,16 @@ impl Connection {
             ..Entry::of(Event::SecretList)
         };
         self.count(granted);
-        let _ = self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)?;
-        if granted { Ok(()) } else { Err(code_of(reason)) }
+        let _ = self
+            .context
+            .audit
+            .keep(&entry)
+            .map_err(|_| Code::AuditUnavailable)?;
+        if granted {
+            Ok(())
+        } else {
+            Err(code_of(reason))
+        }
     }
 
     fn decide(&self, bound: &Bound, wish: &Wish<'_>) -> Decision {
@@ -172,7 +228,10 @@ impl Connection {
             return Some(Refusal::PeerGone);
         }
         let looked_at = bound.changeable;
-        match self.peer.standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256) {
+        match self
+            .peer
+            .standing(looked_at.cgroup, looked_at.exe || looked_at.exe_sha256)
+        {
             Standing::Same => None,
             Standing::Gone => Some(Refusal::PeerGone),
             Standing::Changed => Some(Refusal::PeerChanged),
@@ -187,38 +246,50 @@ impl Connection {
         decision: &Decision,
     ) -> Result<Receipt, Code> {
         let allowed = decision.allowed();
-        let nearest = self.nearest(bound, decision.reason());
+        let nearest = nearest(bound, decision.reason());
         let entry = Entry {
             event: wish.event,
-            decision: if allowed { Verdict::Allow } else { Verdict::Deny },
+            decision: if allowed {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            },
             reason: Some(decision.reason().as_str()),
             rule: decision.rule().map(|rule| &**rule),
             secret: Some(wish.name.as_str()),
-            version: wish.version.filter(|_| allowed),
+            version: wish.version.filter(|_| allowed).map(|version| &**version),
             who: Some(&bound.who),
             surface: "native",
             request_id: Some(id.as_str()),
             extra: nearest.as_deref().or(wish.extra),
         };
         self.count(allowed);
-        self.context.audit.keep(&entry).map_err(|_| Code::AuditUnavailable)
-    }
-
-    fn nearest(&self, bound: &Bound, reason: Reason) -> Option<String> {
-        let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
-        Some(extra(&[("nearest", nearest.as_str().into())]))
+        let kept = self
+            .context
+            .audit
+            .keep(&entry)
+            .map_err(|_| Code::AuditUnavailable)?;
+        if allowed && let (None, Some(version)) = (wish.extra, wish.version) {
+            bound.remember(wish, version, Phrase::of(&entry));
+        }
+        Ok(kept)
     }
 
     fn count(&self, allowed: bool) {
         let counts = &self.context.counts;
-        (if allowed { &counts.allowed } else { &counts.denied }).fetch_add(1, Relaxed);
+        (if allowed {
+            &counts.allowed
+        } else {
+            &counts.denied
+        })
+        .fetch_add(1, Relaxed);
     }
 }
 
 impl Bound {
     /// The policy's word, remembered for the next time.
     fn decide(&self, action: Action, name: &Name) -> Decision {
-        let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memo = self.memo();
         if let Some(known) = memo.iter().find(|m| m.action == action && m.name == *name) {
             return known.decision.clone();
         }
@@ -226,8 +297,31 @@ impl Bound {
         if memo.len() >= MEMO {
             memo.clear();
         }
-        memo.push(Memo { action, name: name.clone(), decision: decision.clone() });
+        memo.push(Memo {
+            action,
+            name: name.clone(),
+            decision: decision.clone(),
+            last: None,
+        });
         decision
+    }
+
+    fn remember(&self, wish: &Wish<'_>, version: &Arc<str>, phrase: Phrase) {
+        let mut memo = self.memo();
+        let known = memo
+            .iter_mut()
+            .find(|m| m.name == *wish.name && m.action == wish.action);
+        if let Some(known) = known {
+            known.last = Some(Last {
+                event: wish.event,
+                version: Arc::clone(version),
+                phrase,
+            });
+        }
+    }
+
+    fn memo(&self) -> MutexGuard<'_, Vec<Memo>> {
+        self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the peer may read or list the name, and so may learn that it is absent.
@@ -237,7 +331,9 @@ impl Bound {
 
     /// Whether the peer may see the name in a list.
     pub fn may_list(&self, name: &Name) -> bool {
-        self.policy.decide(&self.found, Action::List, name).allowed()
+        self.policy
+            .decide(&self.found, Action::List, name)
+            .allowed()
     }
 }
 
@@ -251,7 +347,9 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
         BotMatch::Bot(id) => policy.bot(*id),
         _ => None,
     };
-    let roles: Vec<&str> = bot.map(|bot| bot.roles.iter().map(|role| &**role).collect()).unwrap_or_default();
+    let roles: Vec<&str> = bot
+        .map(|bot| bot.roles.iter().map(|role| &**role).collect())
+        .unwrap_or_default();
     let who = Who::new(&RecordFacts {
         bot: bot.map(|bot| &*bot.name),
         roles: &roles,
@@ -270,7 +368,14 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
         BotMatch::NoBot { nearest } => nearest.clone(),
         _ => None,
     };
-    Bound { policy, found, changeable, who, nearest, memo: Mutex::default() }
+    Bound {
+        policy,
+        found,
+        changeable,
+        who,
+        nearest,
+        memo: Mutex::default(),
+    }
 }
 
 /// What the kernel says of the peer, in the policy's words.
@@ -302,8 +407,10 @@ async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -
     facts
 }
 
-fn refusal(decision: &Decision) -> Code {
-    code_of(decision.reason())
+/// What the record of a peer without a bot says about the nearest one.
+fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
+    let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
+    Some(extra(&[("nearest", nearest.as_str().into())]))
 }
 
 fn code_of(reason: Reason) -> Code {

@@ -19,7 +19,10 @@ impl RequestIds {
     pub fn new() -> Result<Self, getrandom::Error> {
         let mut run = [0; 8];
         hex(u64::from(getrandom::u32()?), &mut run);
-        Ok(Self { run, next: AtomicU64::new(1) })
+        Ok(Self {
+            run,
+            next: AtomicU64::new(1),
+        })
     }
 
     /// The next id.
@@ -33,6 +36,7 @@ impl RequestIds {
 
 impl RequestId {
     /// The id as text.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         // Hexadecimal digits and a dash.
         std::str::from_utf8(&self.0).unwrap_or_default()

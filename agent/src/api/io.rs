@@ -96,7 +96,12 @@ pub struct Io {
 impl Io {
     /// Wraps an accepted stream.
     pub fn new(stream: UnixStream, stall: Arc<Stall>, clock: Arc<Seconds>) -> Self {
-        Self { stream: TokioIo::new(stream), stall, clock, waited: false }
+        Self {
+            stream: TokioIo::new(stream),
+            stall,
+            clock,
+            waited: false,
+        }
     }
 
     /// Notes whether all that was offered has been taken.

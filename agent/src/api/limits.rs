@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+
+use crate::sys::map::monotonic_coarse;
 
 /// Requests are counted in windows of this many milliseconds.
 const WINDOW_MS: u64 = 10;
@@ -25,7 +26,6 @@ const DESCRIPTORS: u64 = 4;
 
 /// The bounds, and what each uid uses of them.
 pub struct Limits {
-    start: Instant,
     a_uid: u32,
     in_all: u32,
     total: AtomicU32,
@@ -59,12 +59,12 @@ pub struct Watching {
 
 impl Limits {
     /// Bounds for a process that may open `files` descriptors.
+    #[must_use]
     pub fn new(files: u64) -> Arc<Self> {
         let in_all = (files.saturating_sub(128) / DESCRIPTORS).max(16);
         // One user takes a quarter at most, so that others always find room.
         let a_uid = (in_all / 4).clamp(4, CONNECTIONS);
         Arc::new(Self {
-            start: Instant::now(),
             a_uid: u32::try_from(a_uid).unwrap_or(u32::MAX),
             in_all: u32::try_from(in_all).unwrap_or(u32::MAX),
             total: AtomicU32::new(0),
@@ -92,7 +92,11 @@ impl Limits {
         user.connections.fetch_add(1, Relaxed);
         self.total.fetch_add(1, Relaxed);
         let user = Arc::clone(user);
-        Some(Connected { limits: Arc::clone(self), user, waits: Arc::default() })
+        Some(Connected {
+            limits: Arc::clone(self),
+            user,
+            waits: Arc::default(),
+        })
     }
 
     /// How many connections are open.
@@ -105,35 +109,53 @@ impl Limits {
     }
 
     fn admit(&self, user: &User) -> bool {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let before = self.last.swap(user.uid, Relaxed);
-        if before != user.uid && before != u32::MAX {
-            self.contended_until.store(now + CONTENDED_MS, Relaxed);
+        let now = coarse_ms();
+        // One thread asks; loads and stores are enough, and cheaper than swaps.
+        let before = self.last.load(Relaxed);
+        if before != user.uid {
+            self.last.store(user.uid, Relaxed);
+            if before != u32::MAX {
+                self.contended_until.store(now + CONTENDED_MS, Relaxed);
+            }
         }
         let window = now / WINDOW_MS;
-        if user.window.swap(window, Relaxed) != window {
-            user.requests.store(0, Relaxed);
-        }
-        let contended = now < self.contended_until.load(Relaxed);
-        user.requests.fetch_add(1, Relaxed) < REQUESTS_A_WINDOW || !contended
+        let requests = if user.window.load(Relaxed) == window {
+            user.requests.load(Relaxed)
+        } else {
+            0
+        };
+        user.window.store(window, Relaxed);
+        user.requests.store(requests + 1, Relaxed);
+        requests < REQUESTS_A_WINDOW || now >= self.contended_until.load(Relaxed)
     }
+}
+
+/// Milliseconds of the monotonic clock, to within a tick of the kernel: enough for windows, and cheap.
+fn coarse_ms() -> u64 {
+    u64::try_from(monotonic_coarse().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Connected {
     /// Whether a request of this connection may be answered now.
+    #[must_use]
     pub fn admit(&self) -> bool {
         self.limits.admit(&self.user)
     }
 
     /// Counts a watch; a uid may have as many as connections.
+    #[must_use]
     pub fn watch(&self) -> Option<Watching> {
         let before = self.user.watches.fetch_add(1, Relaxed);
         self.waits.fetch_add(1, Relaxed);
-        let watching = Watching { user: Arc::clone(&self.user), waits: Arc::clone(&self.waits) };
+        let watching = Watching {
+            user: Arc::clone(&self.user),
+            waits: Arc::clone(&self.waits),
+        };
         (before < self.limits.a_uid).then_some(watching)
     }
 
     /// How many watches and long polls wait on this connection.
+    #[must_use]
     pub fn waits(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.waits)
     }

@@ -1,4 +1,4 @@
-//! Metrics in the OpenMetrics text format (1.0). Never a value, a name or a peer: only counts.
+//! Metrics in the `OpenMetrics` text format (1.0). Never a value, a name or a peer: only counts.
 
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,14 +17,42 @@ pub fn render(context: &Context) -> String {
         let labels = format!("{{decision=\"{decision}\"}}");
         out.sample("keyhatch_decisions_total", &labels, count.load(Relaxed));
     }
-    out.counter("keyhatch_requests_limited", "Requests over a limit.", counts.limited.load(Relaxed));
-    out.counter("keyhatch_requests_bad", "Requests that did not parse.", counts.bad.load(Relaxed));
-    out.gauge("keyhatch_connections", "Open connections.", context.limits.connections().into());
-    out.gauge("keyhatch_ready", "1 where requests are served.", context.status().reasons.is_empty().into());
-    out.gauge("keyhatch_sealed", "1 where the agent is sealed.", context.cache.is_sealed().into());
+    out.counter(
+        "keyhatch_requests_limited",
+        "Requests over a limit.",
+        counts.limited.load(Relaxed),
+    );
+    out.counter(
+        "keyhatch_requests_bad",
+        "Requests that did not parse.",
+        counts.bad.load(Relaxed),
+    );
+    out.gauge(
+        "keyhatch_connections",
+        "Open connections.",
+        context.limits.connections().into(),
+    );
+    out.gauge(
+        "keyhatch_ready",
+        "1 where requests are served.",
+        context.status().reasons.is_empty().into(),
+    );
+    out.gauge(
+        "keyhatch_sealed",
+        "1 where the agent is sealed.",
+        context.cache.is_sealed().into(),
+    );
     let stale = context.config_files.load().changed();
-    out.gauge("keyhatch_config_changed", "1 where the configuration on disk is not the running one.", stale.into());
-    out.gauge("keyhatch_promises_missing", "Promises that this host does not let the agent keep.", context.health.missing().len() as u64);
+    out.gauge(
+        "keyhatch_config_changed",
+        "1 where the configuration on disk is not the running one.",
+        stale.into(),
+    );
+    out.gauge(
+        "keyhatch_promises_missing",
+        "Promises that this host does not let the agent keep.",
+        context.health.missing().len() as u64,
+    );
     memory(&mut out, context);
     sources(&mut out, context);
     audit(&mut out, context);
@@ -34,28 +62,74 @@ pub fn render(context: &Context) -> String {
 
 fn memory(out: &mut Text, context: &Context) {
     let arena = context.cache.arena();
-    out.gauge("keyhatch_secret_memory_used_bytes", "Secret memory in use.", arena.used() as u64);
-    out.gauge("keyhatch_secret_memory_size_bytes", "Secret memory in all.", arena.size() as u64);
+    out.gauge(
+        "keyhatch_secret_memory_used_bytes",
+        "Secret memory in use.",
+        arena.used() as u64,
+    );
+    out.gauge(
+        "keyhatch_secret_memory_size_bytes",
+        "Secret memory in all.",
+        arena.size() as u64,
+    );
 }
 
 fn sources(out: &mut Text, context: &Context) {
     let sources = context.sources.all_by_name();
-    out.head("keyhatch_source_healthy", "gauge", "1 where the source's newest values are served.");
+    out.head(
+        "keyhatch_source_healthy",
+        "gauge",
+        "1 where the source's newest values are served.",
+    );
     for (name, source) in &sources {
         let healthy = u64::from(source.loaded && source.trouble.is_none());
-        out.sample("keyhatch_source_healthy", &format!("{{source=\"{name}\"}}"), healthy);
+        out.sample(
+            "keyhatch_source_healthy",
+            &format!("{{source=\"{name}\"}}"),
+            healthy,
+        );
     }
-    out.head("keyhatch_source_secrets", "gauge", "Secrets that are served from the source.");
+    out.head(
+        "keyhatch_source_secrets",
+        "gauge",
+        "Secrets that are served from the source.",
+    );
     for (name, source) in &sources {
-        out.sample("keyhatch_source_secrets", &format!("{{source=\"{name}\"}}"), source.secrets as u64);
+        out.sample(
+            "keyhatch_source_secrets",
+            &format!("{{source=\"{name}\"}}"),
+            source.secrets as u64,
+        );
     }
 }
 
 fn audit(out: &mut Text, context: &Context) {
     let audit = context.audit.stats();
-    out.counter("keyhatch_audit_records", "Records kept, by the number of the last.", audit.seq);
-    out.gauge("keyhatch_audit_available", "1 where records can be kept.", context.audit.available().is_ok().into());
-    out.gauge("keyhatch_audit_journald_backlog", "Records that journald has not been given.", audit.journal_behind);
+    out.counter(
+        "keyhatch_audit_records",
+        "Records kept, by the number of the last.",
+        audit.seq,
+    );
+    out.gauge(
+        "keyhatch_audit_available",
+        "1 where records can be kept.",
+        context.audit.available().is_ok().into(),
+    );
+    out.counter(
+        "keyhatch_audit_refused",
+        "Requests refused because no record could be kept.",
+        audit.refused,
+    );
+    out.counter(
+        "keyhatch_audit_unrecorded",
+        "Requests served without a record (on_failure = \"allow\").",
+        audit.unrecorded,
+    );
+    out.gauge(
+        "keyhatch_audit_journald_backlog",
+        "Records that journald has not been given.",
+        audit.journal_behind,
+    );
 }
 
 /// Metrics as text.

@@ -1,8 +1,8 @@
 //! The metrics address: read only, off unless configured.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -11,44 +11,38 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::time::sleep;
 
 use super::answer::{self, Answer};
 use super::body::Body;
 use super::context::Context;
 use super::metrics;
-use crate::config::Metrics;
 
-/// Binds the address and serves `GET /metrics` there.
-pub async fn start(context: Arc<Context>, at: &Metrics) -> io::Result<()> {
-    match at {
-        Metrics::Tcp(address) => {
-            let listener = TcpListener::bind(address).await?;
-            tokio::spawn(async move {
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => serve(&context, stream),
-                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-                    }
-                }
-            });
-        }
-        Metrics::Unix(path) => {
-            // Left behind by a daemon that was killed; nobody listens on it.
-            if std::os::unix::net::UnixStream::connect(path).is_err() {
-                let _ = std::fs::remove_file(path);
+/// How long to wait where no more connections can be taken for now.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `GET /metrics` on a TCP address.
+pub fn on_address(context: Arc<Context>, listener: TcpListener) {
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => serve(&context, stream),
+                Err(_) => sleep(PAUSE).await,
             }
-            let listener = UnixListener::bind(path)?;
-            tokio::spawn(async move {
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => serve(&context, stream),
-                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-                    }
-                }
-            });
         }
-    }
-    Ok(())
+    });
+}
+
+/// Serves `GET /metrics` on a Unix socket.
+pub fn on_socket(context: Arc<Context>, listener: UnixListener) {
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => serve(&context, stream),
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    });
 }
 
 fn serve(context: &Arc<Context>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -59,7 +53,9 @@ fn serve(context: &Arc<Context>, stream: impl AsyncRead + AsyncWrite + Unpin + S
             async move { Ok::<Answer, Infallible>(answer) }
         });
         // The reader's end says what went wrong.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     });
 }
 

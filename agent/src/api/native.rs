@@ -138,7 +138,8 @@ fn secret(
             let Some(watching) = connection.limits.watch() else {
                 return Reply::Now(answer::problem(Code::RateLimited, &id, None));
             };
-            let (connection, known) = (Arc::clone(connection), known.unwrap_or_default().to_owned());
+            let (connection, known) =
+                (Arc::clone(connection), known.unwrap_or_default().to_owned());
             let wait = Duration::from_secs(seconds);
             Reply::later(async move {
                 let answer = long_poll(&connection, &id, &ask, form, &known, wait).await;
@@ -217,7 +218,7 @@ fn read(
         event: Event::SecretRead,
         action: Action::Read,
         name: &ask.name,
-        version: version.map(|version| &**version.id()),
+        version: version.map(|version| version.id()),
         extra: same.then_some("\"not_modified\":true"),
     };
     let permit = connection.judge(bound, id, &wish)?;
@@ -294,16 +295,28 @@ fn list(
     let mut seen = snapshot
         .list(&ask.prefix, ask.after.as_deref())
         .filter(|entry| bound.may_list(&entry.name))
-        .map(|entry| Listed { name: entry.name.clone(), version: entry.current.id().to_string() });
+        .map(|entry| Listed {
+            name: entry.name.clone(),
+            version: entry.current.id().to_string(),
+        });
     let secrets: Vec<Listed> = seen.by_ref().take(ask.limit).collect();
     let more = seen.next().is_some();
-    let next = secrets.last().filter(|_| more).map(|last| last.name.to_string());
-    Ok(answer::document(StatusCode::OK, &ListReply { secrets, next }))
+    let next = secrets
+        .last()
+        .filter(|_| more)
+        .map(|last| last.name.to_string());
+    Ok(answer::document(
+        StatusCode::OK,
+        &ListReply { secrets, next },
+    ))
 }
 
 async fn read_batch(body: Incoming) -> Result<BatchRequest, (Code, String)> {
     if body.size_hint().lower() > LARGEST_BODY as u64 {
-        return Err((Code::TooLarge, format!("a body has at most {LARGEST_BODY} bytes")));
+        return Err((
+            Code::TooLarge,
+            format!("a body has at most {LARGEST_BODY} bytes"),
+        ));
     }
     let read = Limited::new(body, LARGEST_BODY).collect();
     let Ok(read) = tokio::time::timeout(BODY_TIME, read).await else {
@@ -312,14 +325,24 @@ async fn read_batch(body: Incoming) -> Result<BatchRequest, (Code, String)> {
     let bytes = match read {
         Ok(read) => read.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
-            return Err((Code::TooLarge, format!("a body has at most {LARGEST_BODY} bytes")));
+            return Err((
+                Code::TooLarge,
+                format!("a body has at most {LARGEST_BODY} bytes"),
+            ));
         }
         Err(_) => return Err((Code::BadRequest, "the body did not arrive whole".into())),
     };
-    let batch: BatchRequest = serde_json::from_slice(&bytes)
-        .map_err(|_| (Code::BadRequest, r#"the body is not {"names":["A","B"]}"#.to_owned()))?;
+    let batch: BatchRequest = serde_json::from_slice(&bytes).map_err(|_| {
+        (
+            Code::BadRequest,
+            r#"the body is not {"names":["A","B"]}"#.to_owned(),
+        )
+    })?;
     if batch.names.len() > MAX_BATCH {
-        return Err((Code::BadRequest, format!("a batch has at most {MAX_BATCH} names")));
+        return Err((
+            Code::BadRequest,
+            format!("a batch has at most {MAX_BATCH} names"),
+        ));
     }
     Ok(batch)
 }
@@ -334,10 +357,16 @@ fn batch_reply(
     let mut pieces = VecDeque::from([Bytes::from_static(b"{\"secrets\":[")]);
     let mut errors = Vec::new();
     for name in batch.names {
-        let read = Name::parse(&name).map_err(|_| Code::BadRequest).and_then(|name| {
-            let ask = Secret { name, which: Which::Current, field: None };
-            read(connection, bound, id, &ask, Form::Json, None)
-        });
+        let read = Name::parse(&name)
+            .map_err(|_| Code::BadRequest)
+            .and_then(|name| {
+                let ask = Secret {
+                    name,
+                    which: Which::Current,
+                    field: None,
+                };
+                read(connection, bound, id, &ask, Form::Json, None)
+            });
         match read {
             Ok(Outcome::Answer(answer) | Outcome::NotModified(answer)) => {
                 if pieces.len() > 1 {
@@ -349,7 +378,10 @@ fn batch_reply(
                     Body::Watch(_) => {}
                 }
             }
-            Err(code) => errors.push(BatchError { name, code: code.as_str().into() }),
+            Err(code) => errors.push(BatchError {
+                name,
+                code: code.as_str().into(),
+            }),
         }
     }
     let errors = serde_json::to_string(&errors).unwrap_or_default();
@@ -365,25 +397,37 @@ fn watch(
     names: Vec<Name>,
     request: &Request<Incoming>,
 ) -> Answer {
+    let mut begun = Vec::new();
     for name in &names {
         let snapshot = connection.context.cache.snapshot();
-        let version = snapshot.get(name.as_str()).map(|entry| Arc::clone(entry.current.id()));
+        let version = snapshot
+            .get(name.as_str())
+            .map(|entry| Arc::clone(entry.current.id()));
         let wish = Wish {
             event: Event::SecretWatch,
             action: Action::Watch,
             name,
-            version: version.as_deref(),
+            version: version.as_ref(),
             extra: None,
         };
         if let Err(code) = connection.judge(bound, &id, &wish) {
             return answer::problem(code, &id, None);
         }
+        begun.push(version.map(|version| version.to_string()));
     }
-    let last = request.headers().get("last-event-id").and_then(|last| last.to_str().ok());
+    let last = request
+        .headers()
+        .get("last-event-id")
+        .and_then(|last| last.to_str().ok());
     match connection.limits.watch() {
-        Some(watching) => {
-            answer::events(Watch::new(Arc::clone(connection), id, names, last, watching))
-        }
+        Some(watching) => answer::events(Watch::new(
+            Arc::clone(connection),
+            id,
+            names,
+            begun,
+            last,
+            watching,
+        )),
         None => answer::problem(Code::RateLimited, &id, None),
     }
 }
@@ -404,7 +448,9 @@ fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
         unit: peer.unit().map(str::to_owned),
         user_unit: peer.user_unit().map(str::to_owned),
         bot: bot.map(|bot| bot.name.to_string()),
-        roles: bot.map(|bot| bot.roles.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+        roles: bot
+            .map(|bot| bot.roles.iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
         grants: match &bound.found {
             BotMatch::Bot(id) => bound.policy.grants(*id),
             _ => Vec::new(),
@@ -416,8 +462,19 @@ fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
 fn health(connection: &Connection) -> Answer {
     let health = connection.context.status();
     let ready = health.reasons.is_empty();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let missing = connection.context.health.missing();
     let status_word = if ready { "ready" } else { "unavailable" };
-    answer::document(status, &Health { status: status_word.into(), reasons: health.reasons, missing })
+    answer::document(
+        status,
+        &Health {
+            status: status_word.into(),
+            reasons: health.reasons,
+            missing,
+        },
+    )
 }

@@ -83,7 +83,13 @@ impl Bad {
 
 /// Parses the request line. The path is taken as it came: nothing is normalised away.
 pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Ask, Bad> {
-    let only = |wanted: Method, ask: Ask| if *method == wanted { Ok(ask) } else { Err(Bad::Method) };
+    let only = |wanted: Method, ask: Ask| {
+        if *method == wanted {
+            Ok(ask)
+        } else {
+            Err(Bad::Method)
+        }
+    };
     let rest = path.strip_prefix("/v1/").ok_or_else(no_such_path)?;
     if let Some(name) = rest.strip_prefix("secrets/") {
         let name = Name::from_path(name).map_err(Bad::because)?;
@@ -104,7 +110,11 @@ fn no_such_path() -> Bad {
 }
 
 fn secret(name: Name, query: Option<&str>) -> Result<Secret, Bad> {
-    let mut ask = Secret { name, which: Which::Current, field: None };
+    let mut ask = Secret {
+        name,
+        which: Which::Current,
+        field: None,
+    };
     for (key, value) in pairs(query) {
         match key {
             "version" => {
@@ -122,7 +132,11 @@ fn secret(name: Name, query: Option<&str>) -> Result<Secret, Bad> {
 }
 
 fn list(query: Option<&str>) -> Result<List, Bad> {
-    let mut ask = List { prefix: String::new(), after: None, limit: PAGE };
+    let mut ask = List {
+        prefix: String::new(),
+        after: None,
+        limit: PAGE,
+    };
     for (key, value) in pairs(query) {
         match key {
             "prefix" => ask.prefix = text(value)?,
@@ -130,7 +144,9 @@ fn list(query: Option<&str>) -> Result<List, Bad> {
             "limit" => {
                 let limit: usize = text(value)?.parse().unwrap_or(0);
                 if !(1..=PAGE).contains(&limit) {
-                    return Err(Bad::because(format_args!("limit is a number from 1 to {PAGE}")));
+                    return Err(Bad::because(format_args!(
+                        "limit is a number from 1 to {PAGE}"
+                    )));
                 }
                 ask.limit = limit;
             }
@@ -151,7 +167,9 @@ fn watch(query: Option<&str>) -> Result<Vec<Name>, Bad> {
             names.push(name);
         }
         if names.len() > MAX_BATCH {
-            return Err(Bad::because(format_args!("a watch has at most {MAX_BATCH} names")));
+            return Err(Bad::because(format_args!(
+                "a watch has at most {MAX_BATCH} names"
+            )));
         }
     }
     if names.is_empty() {
@@ -174,13 +192,16 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn text(value: &str) -> Result<String, Bad> {
-    let bytes = percent_decode(value).ok_or_else(|| Bad::because("a percent escape is cut short"))?;
+    let bytes =
+        percent_decode(value).ok_or_else(|| Bad::because("a percent escape is cut short"))?;
     String::from_utf8(bytes.into_owned()).map_err(|_| Bad::because("a parameter is not UTF-8"))
 }
 
 /// The shape that the peer asks for.
 pub fn form(headers: &HeaderMap) -> Form {
-    let wanted = headers.get(ACCEPT).map_or(&b""[..], |accept| accept.as_bytes());
+    let wanted = headers
+        .get(ACCEPT)
+        .map_or(&b""[..], |accept| accept.as_bytes());
     let raw = wanted.len() >= OCTET_STREAM.len()
         && wanted[..OCTET_STREAM.len()].eq_ignore_ascii_case(OCTET_STREAM.as_bytes());
     if raw { Form::Raw } else { Form::Json }
@@ -211,14 +232,23 @@ mod tests {
     use super::*;
 
     fn get(path: &str) -> Result<Ask, Bad> {
-        let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
+        let (path, query) = path
+            .split_once('?')
+            .map_or((path, None), |(p, q)| (p, Some(q)));
         parse(&Method::GET, path, query)
     }
 
     #[test]
     fn requests_for_values() {
-        let ask = Secret { name: Name::parse("a/b").unwrap(), which: Which::Previous, field: Some("p w".into()) };
-        assert_eq!(get("/v1/secrets/a%2Fb?version=previous&field=p%20w"), Ok(Ask::Secret(ask)));
+        let ask = Secret {
+            name: Name::parse("a/b").unwrap(),
+            which: Which::Previous,
+            field: Some("p w".into()),
+        };
+        assert_eq!(
+            get("/v1/secrets/a%2Fb?version=previous&field=p%20w"),
+            Ok(Ask::Secret(ask))
+        );
     }
 
     #[test]
@@ -244,7 +274,10 @@ mod tests {
         }
         let long = format!("/v1/secrets/{}", "x".repeat(513));
         assert!(matches!(get(&long), Err(Bad::Request(_))));
-        assert_eq!(parse(&Method::DELETE, "/v1/secrets/a", None), Err(Bad::Method));
+        assert_eq!(
+            parse(&Method::DELETE, "/v1/secrets/a", None),
+            Err(Bad::Method)
+        );
         assert_eq!(get("/v1/batch"), Err(Bad::Method));
     }
 

@@ -9,18 +9,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper::Request;
 use keyhatch_protocol::{Code, Problem};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
 use super::connection::Connection;
@@ -54,8 +54,6 @@ pub struct Server {
     open: Mutex<HashMap<u64, Open>>,
     next: AtomicU64,
     exits: AsyncFd<ExitSet>,
-    /// Told as a connection ends.
-    ended: Notify,
 }
 
 /// An open connection, as the sweep sees it.
@@ -66,7 +64,6 @@ struct Open {
     peer: Weak<Peer>,
     /// Watches and long polls that wait on it.
     waits: Arc<AtomicU32>,
-    draining: Arc<Notify>,
 }
 
 impl Server {
@@ -80,7 +77,6 @@ impl Server {
             open: Mutex::default(),
             next: AtomicU64::new(1),
             exits: ExitSet::new()?.into_async()?,
-            ended: Notify::new(),
         }))
     }
 
@@ -98,17 +94,26 @@ impl Server {
         }
     }
 
-    /// Ends stalled connections, once a second.
-    pub async fn sweep(self: Arc<Self>) {
+    /// Ends stalled connections, once a second, on a thread of its own: a timer in the request loop would
+    /// have the kernel set one up each time the loop waits.
+    pub fn sweep(server: &Arc<Self>) -> io::Result<()> {
+        let server = Arc::downgrade(server);
         let start = Instant::now();
-        let mut seconds = interval(Duration::from_secs(1));
-        seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            seconds.tick().await;
-            let now = u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-            self.clock.set(now);
-            self.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
-        }
+        let sweep = move || {
+            while let Some(server) = server.upgrade() {
+                let now = u32::try_from(start.elapsed().as_secs())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1);
+                server.clock.set(now);
+                server.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
+                drop(server);
+                thread::sleep(Duration::from_secs(1));
+            }
+        };
+        thread::Builder::new()
+            .name("sweep".into())
+            .spawn(sweep)
+            .map(drop)
     }
 
     /// Marks peers that have exited, for as long as the process lives.
@@ -118,7 +123,9 @@ impl Server {
     pub async fn watch_exits(self: Arc<Self>) -> Infallible {
         loop {
             // It fails only as the runtime ends.
-            let Ok(mut ready) = self.exits.readable().await else { return pending().await };
+            let Ok(mut ready) = self.exits.readable().await else {
+                return pending().await;
+            };
             match ready.get_inner().take() {
                 Ok(tokens) if tokens.is_empty() => ready.clear_ready(),
                 Ok(tokens) => tokens.into_iter().for_each(|token| self.peer_exited(token)),
@@ -139,14 +146,11 @@ impl Server {
     pub async fn drain(&self) {
         self.context.health.draining.store(true, Relaxed);
         self.context.cache.wake();
-        self.open().values().for_each(|open| open.draining.notify_one());
         let all_ended = async {
-            loop {
-                let ended = self.ended.notified();
-                if self.open().is_empty() {
-                    return;
-                }
-                ended.await;
+            while !self.open().is_empty() {
+                // What waits was woken, and answers first.
+                self.close_where(|open| open.waits.load(Relaxed) == 0 && !open.stall.is_writing());
+                sleep(Duration::from_millis(5)).await;
             }
         };
         if timeout(DRAIN, all_ended).await.is_err() {
@@ -167,15 +171,16 @@ impl Server {
             refuse(&stream, &self.context.ids.next());
             return;
         };
-        let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+        let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+            return;
+        };
         let token = self.next.fetch_add(1, Relaxed);
-        let (stall, draining) = (Arc::new(Stall::default()), Arc::new(Notify::new()));
+        let stall = Arc::new(Stall::default());
         let open = Open {
             socket,
             stall: Arc::clone(&stall),
             peer: Arc::downgrade(&peer),
             waits: limits.waits(),
-            draining: Arc::clone(&draining),
         };
         self.open().insert(token, open);
         if let Some(pidfd) = peer.pidfd()
@@ -189,9 +194,8 @@ impl Server {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
             let connection = Connection::new(context, peer, stall, limits).await;
-            serve(io, Arc::new(connection), &draining).await;
+            serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
-            server.ended.notify_waiters();
         });
     }
 
@@ -223,7 +227,11 @@ impl Server {
 /// Answers a connection that is over the limit, without waiting for a request.
 fn refuse(stream: &UnixStream, id: &RequestId) {
     let why = "too many connections of this user, or in all";
-    let problem = Problem::new(Code::RateLimited, Some(why.to_owned()), id.as_str().to_owned());
+    let problem = Problem::new(
+        Code::RateLimited,
+        Some(why.to_owned()),
+        id.as_str().to_owned(),
+    );
     // Our documents have text keys and no type that fails to serialise.
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let answer = format!(
@@ -235,21 +243,13 @@ fn refuse(stream: &UnixStream, id: &RequestId) {
     let _ = stream.try_write(answer.as_bytes());
 }
 
-/// Serves HTTP/1.1 until the peer ends or the agent drains.
-async fn serve(io: Io, connection: Arc<Connection>, draining: &Notify) {
+/// Serves HTTP/1.1 until the peer ends or the socket is shut down.
+async fn serve(io: Io, connection: Arc<Connection>) {
     let mut http = http1::Builder::new();
-    http.max_headers(HEADERS).max_buf_size(HEAD_BYTES).writev(true);
-    let mut serving = std::pin::pin!(http.serve_connection(io, Handler(connection)));
-    let mut told = std::pin::pin!(draining.notified());
-    let mut is_told = false;
-    let ended = std::future::poll_fn(|cx| {
-        if !is_told && told.as_mut().poll(cx).is_ready() {
-            is_told = true;
-            serving.as_mut().graceful_shutdown();
-        }
-        serving.as_mut().poll(cx)
-    });
-    if let Err(error) = ended.await {
+    http.max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES)
+        .writev(true);
+    if let Err(error) = http.serve_connection(io, Handler(connection)).await {
         tracing::debug!(%error, "a connection ended");
     }
 }

@@ -2,13 +2,12 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use keyhatch_protocol::Name;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
 
-use crate::sources::{Asked, FileSource, KeeperError, StoreEdit};
+use crate::sources::{Asked, ByOperator, FileSource, KeeperError, StoreEdit};
 use crate::store::{Actor, Edit, Key, Previous, Put, Value};
 
 /// The length of a generated value where none is given.
@@ -45,42 +44,68 @@ impl StoreVerb {
     /// The command for the keeper.
     pub fn into_command(
         self,
-        by: Actor,
+        actor: Actor,
+        by: ByOperator,
         reply: oneshot::Sender<Result<Json, KeeperError>>,
     ) -> Asked {
         match self.what {
-            What::Edit(edit) => Asked::Edit { source: self.source, edit, by, reply },
-            What::AcceptOlder => Asked::AcceptOlder { source: self.source, reply },
+            What::Edit(edit) => Asked::Edit {
+                source: self.source,
+                edit,
+                by: actor,
+                reply,
+            },
+            What::AcceptOlder => Asked::AcceptOlder {
+                source: self.source,
+                by,
+                reply,
+            },
         }
     }
 }
 
 /// Parses a verb; the message of an error is for the operator and holds no value.
-pub fn parse(verb: &str, query: &[(String, String)], body: Bytes) -> Result<StoreVerb, String> {
-    let get = |key: &str| query.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+pub fn parse(verb: &str, query: &[(String, String)], body: &[u8]) -> Result<StoreVerb, String> {
+    let get = |key: &str| {
+        query
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, value)| value.as_str())
+    };
     let name = || {
         let text = get("name").ok_or("the request names no secret")?;
         Name::parse(text).map_err(|why| format!("{text:?}: {why}"))
     };
-    let label = || get("label").map(str::to_owned).ok_or("the request names no label".to_owned());
+    let label = || {
+        get("label")
+            .map(str::to_owned)
+            .ok_or("the request names no label".to_owned())
+    };
     let what = match verb {
         "put" => put(name()?, body, get("revoke_previous") == Some("true"))?,
         "generate" => {
-            let length = get("length").map_or(Ok(GENERATED), str::parse).map_err(|_| "length is a number")?;
+            let length = get("length")
+                .map_or(Ok(GENERATED), str::parse)
+                .map_err(|_| "length is a number")?;
             generate(name()?, length)
         }
         "rm" => remove(name()?),
         "list" => edit(|edit, _| Ok(json!({ "secrets": edit.list() }))),
-        "import" => import(&body)?,
-        "verify" => edit(|edit, _| Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))),
-        "rekey" => rekey(keys(&body)?),
+        "import" => import(body)?,
+        "verify" => edit(|edit, _| {
+            Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))
+        }),
+        "rekey" => rekey(keys(body)?),
         "key-list" => edit(|edit, _| Ok(json!({ "keys": edit.keys() }))),
-        "key-add" => key_add(label()?, keys(&body)?)?,
+        "key-add" => key_add(label()?, keys(body)?)?,
         "key-rm" => key_remove(label()?),
         "accept-older" => What::AcceptOlder,
         _ => return Err("no such store verb".into()),
     };
-    Ok(StoreVerb { source: get("source").map(str::to_owned), what })
+    Ok(StoreVerb {
+        source: get("source").map(str::to_owned),
+        what,
+    })
 }
 
 fn edit(
@@ -89,10 +114,16 @@ fn edit(
     What::Edit(Box::new(act))
 }
 
-fn put(name: Name, body: Bytes, revoke: bool) -> Result<What, String> {
+fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     let value = Value::new(body.to_vec()).map_err(|why| why.to_string())?;
-    let previous = if revoke { Previous::Revoke } else { Previous::Keep };
-    Ok(edit(move |edit, _| Ok(told(&name, &edit.put(&name, value, previous)?))))
+    let previous = if revoke {
+        Previous::Revoke
+    } else {
+        Previous::Keep
+    };
+    Ok(edit(move |edit, _| {
+        Ok(told(&name, &edit.put(&name, value, previous)?))
+    }))
 }
 
 fn generate(name: Name, length: usize) -> What {
@@ -109,8 +140,8 @@ fn remove(name: Name) -> What {
 }
 
 fn import(body: &[u8]) -> Result<What, String> {
-    let import: Import =
-        serde_json::from_slice(body).map_err(|_| "the import is not the expected JSON".to_owned())?;
+    let import: Import = serde_json::from_slice(body)
+        .map_err(|_| "the import is not the expected JSON".to_owned())?;
     let mut values = Vec::new();
     for value in import.values {
         let name = Name::parse(&value.name).map_err(|why| format!("{:?}: {why}", value.name))?;
@@ -121,17 +152,20 @@ fn import(body: &[u8]) -> Result<What, String> {
     }
     let dry_run = import.dry_run;
     Ok(edit(move |edit, _| {
-        let mut plan = edit.plan(&values);
-        if !dry_run {
-            plan = edit.import(values)?;
-        }
+        let plan = if dry_run {
+            edit.plan(&values)
+        } else {
+            edit.import(values)?
+        };
         Ok(json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }))
     }))
 }
 
 fn rekey(others: Vec<Key>) -> What {
     edit(move |edit, source| {
-        let own = source.load_key().map_err(|error| KeeperError::Asked(error.to_string()))?;
+        let own = source
+            .load_key()
+            .map_err(|error| KeeperError::Asked(error.to_string()))?;
         let keys: Vec<&Key> = std::iter::once(&own).chain(&others).collect();
         edit.rekey(&keys)?;
         Ok(json!({ "keys": edit.keys() }))
@@ -155,10 +189,12 @@ fn key_remove(label: String) -> What {
 
 /// Keys stand in a body one after the other, 32 bytes each.
 fn keys(body: &[u8]) -> Result<Vec<Key>, String> {
-    if body.len() % 32 != 0 {
+    if !body.len().is_multiple_of(32) {
         return Err("a key is 32 bytes".into());
     }
-    body.chunks(32).map(|bytes| Key::from_bytes(bytes).map_err(|why| why.to_string())).collect()
+    body.chunks(32)
+        .map(|bytes| Key::from_bytes(bytes).map_err(|why| why.to_string()))
+        .collect()
 }
 
 fn told(name: &Name, put: &Put) -> Json {

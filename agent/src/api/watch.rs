@@ -4,6 +4,7 @@
 //! it was told last and what is served. A watcher that never reads holds one event and is cut off after
 //! its write deadline. The event id carries the versions told, so that a watch resumes across a restart.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,25 +39,42 @@ struct State {
     names: Vec<Name>,
     /// The version each name was told with; `None` before its first event.
     told: Vec<Option<String>>,
+    /// The version each name was recorded with when the watch began, until its first event.
+    begun: Vec<Option<String>>,
     swaps: Receiver<u64>,
     ended: bool,
     _watching: Watching,
 }
 
 impl Watch {
-    /// A watch that was allowed; `last` is the id of the last event that the peer has seen.
+    /// A watch that was allowed and recorded with the versions `begun`, absent where there is none; `last` is the id of the last event that the peer has seen.
     pub fn new(
         connection: Arc<Connection>,
         id: RequestId,
         names: Vec<Name>,
+        begun: Vec<Option<String>>,
         last: Option<&str>,
         watching: Watching,
     ) -> Self {
         let told = resume(last, names.len());
         let swaps = connection.context.cache.subscribe();
-        let state =
-            State { connection, id, names, told, swaps, ended: false, _watching: watching };
-        Self { next: Box::pin(state.next()) }
+        let begun = begun
+            .into_iter()
+            .map(|version| Some(version.unwrap_or_else(|| ABSENT.to_owned())));
+        let begun = begun.collect();
+        let state = State {
+            connection,
+            id,
+            names,
+            told,
+            begun,
+            swaps,
+            ended: false,
+            _watching: watching,
+        };
+        Self {
+            next: Box::pin(state.next()),
+        }
     }
 
     /// The next piece of the stream; `None` at its end.
@@ -70,9 +88,16 @@ impl Watch {
 
 /// The versions in an event id, where it is one of this watch.
 fn resume(last: Option<&str>, names: usize) -> Vec<Option<String>> {
-    let told: Vec<Option<String>> =
-        last.unwrap_or_default().split(',').map(|v| Some(v.to_owned()).filter(|v| !v.is_empty())).collect();
-    if told.len() == names { told } else { vec![None; names] }
+    let told: Vec<Option<String>> = last
+        .unwrap_or_default()
+        .split(',')
+        .map(|v| Some(v.to_owned()).filter(|v| !v.is_empty()))
+        .collect();
+    if told.len() == names {
+        told
+    } else {
+        vec![None; names]
+    }
 }
 
 impl State {
@@ -94,7 +119,10 @@ impl State {
             if !text.is_empty() {
                 return (self, Some(text.into()));
             }
-            if tokio::time::timeout(KEEP_ALIVE, self.swaps.changed()).await.is_err() {
+            if tokio::time::timeout(KEEP_ALIVE, self.swaps.changed())
+                .await
+                .is_err()
+            {
                 return (self, Some(Bytes::from_static(b": still here\n\n")));
             }
         }
@@ -108,11 +136,18 @@ impl State {
             return Err(Code::Sealed);
         }
         let name = &self.names[at];
-        let version = context.cache.snapshot().get(name.as_str()).map(|e| Arc::clone(e.current.id()));
+        let version = context
+            .cache
+            .snapshot()
+            .get(name.as_str())
+            .map(|e| Arc::clone(e.current.id()));
         let now = version.as_deref().unwrap_or(ABSENT);
         let told = self.told[at].as_deref();
         let news = told != Some(now);
-        if !news && self.connection.may_still(&bound, Action::Watch, name) {
+        let allowed = self.connection.may_still(&bound, Action::Watch, name);
+        // What the record of the beginning says is not recorded twice.
+        let recorded = self.begun[at].take().as_deref() == Some(now);
+        if !news && allowed {
             return Ok(());
         }
         let kind = match (told, &version) {
@@ -124,27 +159,45 @@ impl State {
             event: Event::SecretWatch,
             action: Action::Watch,
             name,
-            version: version.as_deref(),
+            version: version.as_ref(),
             extra: None,
         };
-        self.connection.judge(&bound, &self.id, &wish)?;
-        let change = Change { name: name.clone(), version: version.as_deref().map(str::to_owned) };
+        if !(recorded && allowed) {
+            self.connection.judge(&bound, &self.id, &wish)?;
+        }
+        let change = Change {
+            name: name.clone(),
+            version: version.as_deref().map(str::to_owned),
+        };
         self.told[at] = Some(now.to_owned());
         self.write(kind.as_str(), &change, text);
         Ok(())
     }
 
     fn write(&self, event: &str, data: &impl serde::Serialize, text: &mut String) {
-        let told: Vec<&str> = self.told.iter().map(|v| v.as_deref().unwrap_or_default()).collect();
+        let told: Vec<&str> = self
+            .told
+            .iter()
+            .map(|v| v.as_deref().unwrap_or_default())
+            .collect();
         let data = serde_json::to_string(data).unwrap_or_default();
-        text.push_str(&format!("id: {}\nevent: {event}\ndata: {data}\n\n", told.join(",")));
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
+            "id: {}\nevent: {event}\ndata: {data}\n\n",
+            told.join(",")
+        );
     }
 
     /// Ends the stream with a last event that says why.
     fn close(mut self, reason: &str) -> (Self, Option<Bytes>) {
         self.ended = true;
         let mut text = String::new();
-        self.write("closed", &serde_json::json!({ "reason": reason }), &mut text);
+        self.write(
+            "closed",
+            &serde_json::json!({ "reason": reason }),
+            &mut text,
+        );
         (self, Some(text.into()))
     }
 }

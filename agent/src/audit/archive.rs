@@ -4,14 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use serde_json::json;
 
+use super::Settings;
 use super::chain::Link;
 use super::entry::Entry;
 use super::event::Event;
@@ -25,8 +26,10 @@ use super::writer::{Inner, held};
 const EVERY: Duration = Duration::from_secs(60);
 /// The same after something could not be done.
 const AGAIN: Duration = Duration::from_secs(1);
-/// zstd's own default: ten times smaller, and quick.
-const LEVEL: i32 = 3;
+/// How long a request waits for segments to be deleted, where `keep` leaves no room for the next.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The quickest level: on records it is also the smallest (a tenth; level 3 takes twice as long for a seventh more).
+const LEVEL: i32 = 1;
 
 /// What the archive is told.
 pub(super) enum Job {
@@ -38,6 +41,8 @@ pub(super) enum Job {
 
 /// The archive's thread, until the log is closed.
 pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
+    // Compressing is for when nobody asks.
+    crate::sys::map::yield_to_others();
     let mut pause = Duration::ZERO;
     loop {
         let first = match jobs.recv_timeout(pause) {
@@ -45,17 +50,20 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
             Ok(job) => Some(job),
             Err(RecvTimeoutError::Timeout) => None,
         };
-        // Every file before this one is closed, and told of before it was replaced.
-        let current = inner.writer().segment.base.head.seq + 1;
-        for job in first.into_iter().chain(jobs.try_iter()) {
+        // Looked at before the jobs are: each of these files had its job sent before.
+        let closed = inner.closed();
+        let (known, mut more) = (usize::from(first.is_some()), false);
+        for (at, job) in first.into_iter().chain(jobs.try_iter()).enumerate() {
             match job {
                 Job::Stop => return,
                 Job::Closed { file, len } => cut(&file, len),
             }
+            more = at >= known;
         }
-        pause = match inner.tidy(current) {
-            Ok(true) => EVERY,
-            Ok(false) => AGAIN,
+        pause = match closed.and_then(|closed| inner.tidy(closed)) {
+            // What was closed since it was looked is not among them.
+            Ok(_) if more => Duration::ZERO,
+            Ok(pause) => pause,
             Err(why) => {
                 let dir = inner.settings.dir.display();
                 tracing::warn!(%dir, %why, "closed audit segments cannot be tidied up");
@@ -65,40 +73,121 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
     }
 }
 
-/// Takes stock of the closed segments.
-pub(super) fn count(inner: &Inner, files: &[SegmentFile]) {
-    let current = inner.writer().segment.path.clone();
-    let closed = files.iter().filter(|file| file.path != current);
-    let (number, bytes) = closed.fold((0, 0), |(n, bytes), file| (n + 1, bytes + file.size()));
-    inner
-        .counters
-        .closed_segments
-        .store(number, Ordering::Relaxed);
-    inner.counters.closed_bytes.store(bytes, Ordering::Relaxed);
+/// Its records are synced by the keeper, or with the compressed file; what is cut off is zeros.
+fn cut(file: &File, len: u64) {
+    if let Err(why) = file.set_len(len) {
+        tracing::warn!(%why, "a closed audit segment was not cut");
+    }
 }
 
-fn cut(file: &File, len: u64) {
-    if let Err(why) = file.set_len(len).and_then(|()| file.sync_all()) {
-        tracing::warn!(%why, "a closed audit segment was not cut and synced");
+impl Settings {
+    /// The most bytes of closed segments, so that closing the current one and starting another stays
+    /// within `keep`.
+    fn room(&self) -> u64 {
+        self.keep.saturating_sub(2 * self.segment)
+    }
+}
+
+/// The bytes of closed segments, for a writer that must not get ahead of the archive.
+#[derive(Default)]
+pub(super) struct Crowd {
+    bytes: AtomicU64,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Crowd {
+    /// A segment was closed.
+    pub(super) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that are only wanted, where they leave the writer its room.
+    fn try_add(&self, bytes: u64, settings: &Settings) -> bool {
+        let sum = |now: u64| Some(now + bytes).filter(|sum| *sum <= settings.room());
+        self.bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
+            .is_ok()
+    }
+
+    fn set(&self, bytes: u64) {
+        let _lock = held(&self.lock);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// Waits for the archive where the closed segments leave too little of `keep`. One that cannot delete
+    /// is waited for once.
+    pub(super) fn wait(&self, settings: &Settings) {
+        let is_full = || self.bytes.load(Ordering::Relaxed) > settings.room();
+        if !is_full() {
+            return;
+        }
+        let waited = self
+            .changed
+            .wait_timeout_while(held(&self.lock), PATIENCE, |()| is_full());
+        if waited.is_ok_and(|(_lock, time)| time.timed_out()) {
+            self.bytes.store(0, Ordering::Relaxed);
+        }
     }
 }
 
 impl Inner {
-    /// Deletes what is to go, then compresses what is not; false where something is left to do.
-    fn tidy(&self, current: u64) -> io::Result<bool> {
-        let dir = &self.settings.dir;
-        let files = segments(dir)?;
-        let done = self.expire(&files)?;
-        for file in segments(dir)? {
-            if self.stopping.load(Ordering::SeqCst) {
-                break;
-            }
-            if file.kind == Kind::Plain && file.first < current {
-                self.pack(&file)?;
-            }
+    /// All segments, and how many of them, from the oldest on, nobody will write again. `None` while the
+    /// log is down: a repair may write any number again.
+    fn closed(&self) -> io::Result<Option<(Vec<SegmentFile>, usize)>> {
+        let _names = held(&self.names);
+        let files = segments(&self.settings.dir)?;
+        let open = files
+            .iter()
+            .position(|file| !self.is_closed(file))
+            .unwrap_or(files.len());
+        Ok((self.writer().down.is_none()).then_some((files, open)))
+    }
+
+    /// Asked while `names` is held, so that no repair begins meanwhile.
+    fn is_closed(&self, file: &SegmentFile) -> bool {
+        let writer = self.writer();
+        writer.down.is_none() && file.first <= writer.segment.base.head.seq
+    }
+
+    /// Deletes what is to go, then compresses one of the segments in `known`; says when to look again. Space
+    /// comes first: what is closed meanwhile is looked at before the next one is compressed.
+    fn tidy(&self, known: Option<(Vec<SegmentFile>, usize)>) -> io::Result<Duration> {
+        let (Some((known, cut)), Some((files, closed))) = (known, self.closed()?) else {
+            return Ok(AGAIN);
+        };
+        let (done, gone) = self.expire(&files, closed)?;
+        self.take_stock()?;
+        if !done {
+            return Ok(AGAIN);
         }
-        count(self, &segments(dir)?);
-        Ok(done)
+        let left = files.get(gone).map_or(u64::MAX, |file| file.first);
+        let mut plain = known[..cut].iter().filter(|file| file.kind == Kind::Plain);
+        match plain.find(|file| file.first >= left) {
+            Some(file) if !self.stopping.load(Ordering::SeqCst) => {
+                // Until the plain file is gone, both count; where that is too much, look again.
+                if self.crowd.try_add(file.size(), &self.settings) {
+                    self.pack(file)?;
+                    self.take_stock()?;
+                }
+                Ok(Duration::ZERO)
+            }
+            _ => Ok(EVERY),
+        }
+    }
+
+    /// Counts the closed segments. None is closed meanwhile.
+    pub(super) fn take_stock(&self) -> io::Result<()> {
+        let writer = self.writer();
+        let files = segments(&self.settings.dir)?;
+        let closed = files.iter().filter(|file| file.path != writer.segment.path);
+        let (number, bytes) = closed.fold((0, 0), |(n, bytes), file| (n + 1, bytes + file.size()));
+        let counters = &self.counters;
+        counters.closed_segments.store(number, Ordering::Relaxed);
+        counters.closed_bytes.store(bytes, Ordering::Relaxed);
+        self.crowd.set(bytes);
+        Ok(())
     }
 
     fn pack(&self, file: &SegmentFile) -> io::Result<()> {
@@ -109,7 +198,7 @@ impl Inner {
         let done = compress(plain, &temporary).and_then(|()| {
             let _names = held(&self.names);
             // The name may have gone to another segment meanwhile.
-            if fs::metadata(&file.path)?.ino() != inode {
+            if fs::metadata(&file.path)?.ino() != inode || !self.is_closed(file) {
                 return Err(io::Error::other("the segment was replaced"));
             }
             fs::rename(&temporary, &target)?;
@@ -123,17 +212,14 @@ impl Inner {
     }
 
     /// Deletes the oldest closed segments while there are too many bytes, or they are too old. Each is
-    /// recorded first: a kill between leaves a record of what goes next time.
-    fn expire(&self, files: &[SegmentFile]) -> io::Result<bool> {
-        let current = self.writer().segment.path.clone();
-        let Some(closed) = files.iter().position(|file| file.path == current) else {
-            return Ok(false);
-        };
+    /// recorded first: a kill between leaves a record of what goes next time. Whether all was done, and how
+    /// many are gone.
+    fn expire(&self, files: &[SegmentFile], closed: usize) -> io::Result<(bool, usize)> {
         let mut bytes: u64 = files[..closed].iter().map(SegmentFile::size).sum();
-        let room = self.settings.keep.saturating_sub(self.settings.segment);
-        for (file, next) in files[..closed].iter().zip(&files[1..]) {
-            let Some(after) = Next::read(next)? else {
-                return Ok(false);
+        let room = self.settings.room().saturating_sub(self.settings.segment);
+        for (at, file) in files[..closed].iter().enumerate() {
+            let Some(after) = Next::find(&files[at + 1..])? else {
+                return Ok((false, at));
             };
             let forced = bytes > room;
             let sent = self.journal.sent.load(Ordering::Acquire);
@@ -144,16 +230,19 @@ impl Inner {
             };
             let old = after.age > self.settings.keep_for && unsent == 0;
             if !forced && !old {
-                return Ok(true);
+                return Ok((true, at));
             }
             if !self.record_expiry(file, &after, unsent) {
-                return Ok(false);
+                return Ok((false, at));
             }
             bytes -= file.size().min(bytes);
             let _names = held(&self.names);
+            if !self.is_closed(file) {
+                return Ok((false, at));
+            }
             fs::remove_file(&file.path)?;
         }
-        Ok(true)
+        Ok((true, closed))
     }
 
     fn record_expiry(&self, file: &SegmentFile, after: &Next, unsent: u64) -> bool {
@@ -185,6 +274,16 @@ struct Next {
 }
 
 impl Next {
+    /// From the first later file with a record; one that was put aside may have none.
+    fn find(later: &[SegmentFile]) -> io::Result<Option<Self>> {
+        for file in later {
+            if let Some(found) = Self::read(file)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// `None` where it has no record yet.
     fn read(next: &SegmentFile) -> io::Result<Option<Self>> {
         let mut lines = Lines::open(next)?;

@@ -3,9 +3,10 @@
 //! Nothing is lost while journald is away: the segments wait. What was sent is remembered in
 //! `journal.cursor`, so that after a kill a few entries may be sent twice, with the same sequence number.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,6 +18,7 @@ use serde_json::json;
 use super::chain::Head;
 use super::follow::{Follower, Step};
 use super::journald::{Sent, Socket, Together, encode};
+use super::merge::Batch;
 use super::record::Record;
 use super::render::extra;
 use super::writer::{Inner, held};
@@ -29,6 +31,9 @@ const NAP: Duration = Duration::from_millis(250);
 const BATCH: usize = 4096;
 /// Past this, equal allowed reads of one second are told together.
 const FAR_BEHIND: u64 = 10_000;
+/// At least as many datagrams as wait in a socket (systemd sets `net.unix.max_dgram_qlen` to 512). They
+/// are lost with a journald whose socket goes with it.
+const QUEUE: usize = 1024;
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a stopping daemon goes on sending.
@@ -106,9 +111,13 @@ pub(super) fn run(inner: &Arc<Inner>) {
             feed.save(false);
             continue;
         }
-        if let Err(why) = feed.batch(farewell) {
-            feed.trouble(&format!("cannot read the audit log for the journal: {why}"));
-            thread::park_timeout(LONGEST_WAIT);
+        match feed.batch(farewell) {
+            Ok(true) => {}
+            Ok(false) => thread::park_timeout(PACE),
+            Err(why) => {
+                feed.trouble(&format!("cannot read the audit log for the journal: {why}"));
+                thread::park_timeout(LONGEST_WAIT);
+            }
         }
         feed.save(false);
     }
@@ -120,6 +129,8 @@ struct Feed<'a> {
     follower: Follower,
     socket: Socket,
     saved: (u64, Instant),
+    /// The first numbers of the entries sent last over this connection.
+    recent: VecDeque<u64>,
     line: Vec<u8>,
     entry: Vec<u8>,
 }
@@ -135,6 +146,7 @@ impl<'a> Feed<'a> {
             follower: Follower::new(&inner.settings.dir, sent + 1),
             socket: Socket::new(&inner.settings.journal_socket),
             saved: (sent, Instant::now()),
+            recent: VecDeque::with_capacity(QUEUE),
             line: Vec::new(),
             entry: Vec::new(),
             inner,
@@ -171,8 +183,11 @@ impl<'a> Feed<'a> {
         }
         for (record, together) in batch.entries {
             if !self.send(&record, together, until) {
-                // Sent again from here next time.
-                self.follower = Follower::new(&self.inner.settings.dir, record.seq);
+                // Sent again from here next time, with what may not have been read.
+                let from = self.recent.front().copied().unwrap_or(record.seq);
+                self.recent.clear();
+                self.follower = Follower::new(&self.inner.settings.dir, from);
+                self.inner.journal.sent.store(from - 1, Ordering::Release);
                 return Ok(false);
             }
             if !far {
@@ -183,7 +198,8 @@ impl<'a> Feed<'a> {
         Ok(true)
     }
 
-    /// Sends one entry, however long journald takes; false when the daemon stops first.
+    /// Sends one entry, however long journald takes; false when the daemon stops first, or journald's socket
+    /// is gone, and with it what waited there.
     fn send(
         &mut self,
         record: &Record,
@@ -197,13 +213,17 @@ impl<'a> Feed<'a> {
             match self.socket.send(&self.entry) {
                 Sent::Yes => {
                     *held(&self.inner.journal.error) = None;
+                    if self.recent.len() == QUEUE {
+                        self.recent.pop_front();
+                    }
+                    self.recent.push_back(record.seq);
                     return true;
                 }
                 Sent::Busy => {}
                 Sent::Away(why) => {
                     let path = self.inner.settings.journal_socket.display();
                     self.trouble(&format!("journald cannot be reached at {path}: {why}"));
-                    if self.inner.stopping.load(Ordering::SeqCst) {
+                    if self.inner.stopping.load(Ordering::SeqCst) || !self.recent.is_empty() {
                         return false;
                     }
                     thread::park_timeout(wait);
@@ -240,56 +260,6 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// Records on their way to the journal.
-#[derive(Default)]
-struct Batch {
-    entries: Vec<(Record, Option<Together>)>,
-    /// Where the first of some equal reads is.
-    first: HashMap<Vec<u8>, usize>,
-    same: Vec<u8>,
-}
-
-impl Batch {
-    /// Adds a record; with `merge`, one that equals an allowed read of the same second only counts there.
-    fn add(&mut self, seq: u64, line: &[u8], merge: bool) {
-        if merge && what_is_same(&mut self.same, line) {
-            let known = self
-                .first
-                .get(&self.same)
-                .and_then(|at| self.entries.get_mut(*at));
-            if let Some((_, together)) = known {
-                let count = together.map_or(1, |together| together.count) + 1;
-                *together = Some(Together { count, last: seq });
-                return;
-            }
-            self.first.insert(self.same.clone(), self.entries.len());
-        }
-        self.entries
-            .extend(Record::parse(line).map(|record| (record, None)));
-    }
-}
-
-/// What equal allowed reads of one second have in common, as bytes; false for any other record.
-///
-/// A quote inside a JSON string is escaped, so these keys are found nowhere but where they belong.
-fn what_is_same(out: &mut Vec<u8>, line: &[u8]) -> bool {
-    let find = |what: &[u8]| line.windows(what.len()).position(|window| window == what);
-    let read = find(br#","event":"secret.read","decision":"allow","#);
-    let (Some(from), Some(to), Some(time)) =
-        (read, find(br#","request_id":"#), find(br#","time":""#))
-    else {
-        return false;
-    };
-    let second = line.get(time..time + br#","time":"2026-01-02T03:04:05"#.len());
-    let (Some(second), Some(rest)) = (second, line.get(from..to)) else {
-        return false;
-    };
-    out.clear();
-    out.extend_from_slice(second);
-    out.extend_from_slice(rest);
-    true
-}
-
 const CURSOR: &str = "journal.cursor";
 
 /// The last record that journald was sent, as far as the disk knows.
@@ -303,7 +273,12 @@ pub(super) fn load_cursor(dir: &Path) -> Option<u64> {
 
 fn save_cursor(dir: &Path, sent: u64) -> io::Result<()> {
     let temporary = dir.join("journal.cursor.tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(&temporary)?;
     writeln!(file, "{sent}")?;
     file.sync_data()?;
     fs::rename(&temporary, dir.join(CURSOR))
@@ -318,58 +293,4 @@ pub(super) fn ahead(sent: u64, head: Head) -> String {
         ),
         ("lost", json!({"from": head.seq + 1, "to": sent})),
     ])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::render::{Clock, Now, record};
-    use super::super::{Entry, Event, Verdict};
-    use super::*;
-
-    fn read(seq: u64, secret: &str, time: &str, decision: Verdict) -> Vec<u8> {
-        let entry = Entry {
-            decision,
-            secret: Some(secret),
-            ..Entry::of(Event::SecretRead)
-        };
-        let head = Head {
-            seq: seq - 1,
-            ..Head::START
-        };
-        let now = Now {
-            wall: humantime::parse_rfc3339(time).unwrap(),
-            ..Now::read()
-        };
-        let mut line = Vec::new();
-        record(&mut line, &head, &entry, &mut Clock::new(), now);
-        line.pop();
-        line
-    }
-
-    #[test]
-    fn only_equal_reads_of_one_second_are_told_together() {
-        let (one, two) = ("2026-01-01T00:00:00.1Z", "2026-01-01T00:00:01.1Z");
-        let records = [
-            (1, read(1, "a", one, Verdict::Allow)),
-            (2, read(2, "b", one, Verdict::Allow)),
-            (3, read(3, "a", one, Verdict::Allow)),
-            (4, read(4, "a", one, Verdict::Deny)),
-            (5, read(5, "a", two, Verdict::Allow)),
-            (6, read(6, "a", one, Verdict::Allow)),
-        ];
-        let told = |merge| {
-            let mut batch = Batch::default();
-            for (seq, line) in &records {
-                batch.add(*seq, line, merge);
-            }
-            let told = batch.entries.into_iter();
-            told.map(|(r, t)| (r.seq, t.map(|t| (t.count, t.last))))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            told(true),
-            [(1, Some((3, 6))), (2, None), (4, None), (5, None)]
-        );
-        assert_eq!(told(false).len(), 6);
-    }
 }

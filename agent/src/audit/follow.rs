@@ -54,7 +54,13 @@ impl Follower {
                 self.next = seq + 1;
                 return Ok(Step::Record(seq));
             }
-            let file = match self.pick()? {
+            let picked = self.pick()?;
+            // More may have come before the files were listed: what is final is only what they say now.
+            if let Some(seq) = self.read(line)? {
+                self.next = seq + 1;
+                return Ok(Step::Record(seq));
+            }
+            let file = match picked {
                 Pick::None => return Ok(Step::End),
                 Pick::Later(first) => {
                     self.next = first;

@@ -83,7 +83,8 @@ fn peer(record: &Record) -> String {
 }
 
 /// Text without anything that a terminal acts on or that turns the reading direction.
-fn safe(text: &str) -> String {
+#[must_use]
+pub fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         let bidi = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');

@@ -12,7 +12,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use serde_json::Value;
 
 use super::event::{Event, Verdict};
-use super::format::sentence;
+use super::format::{safe, sentence};
 use super::record::Record;
 
 /// How long one send may wait for room before the caller looks whether it should stop.
@@ -31,7 +31,8 @@ pub(super) fn encode(out: &mut Vec<u8>, record: &Record, together: Option<Togeth
     let event = Event::named(&record.event);
     let decision = Verdict::named(&record.decision).unwrap_or(Verdict::Info);
     let priority = event.map_or(6, |event| event.priority(decision));
-    field(out, "MESSAGE", &sentence(record));
+    // Shown to people as it is; with a control character in it journalctl would hide it as a blob.
+    field(out, "MESSAGE", &safe(&sentence(record)));
     if let Some(event) = event {
         field(out, "MESSAGE_ID", event.message_id());
     }

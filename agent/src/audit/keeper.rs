@@ -69,7 +69,9 @@ impl Watch {
                 | AddWatchFlags::IN_CLOSE_WRITE
                 | AddWatchFlags::IN_MOVE
                 | AddWatchFlags::IN_DELETE
-                | AddWatchFlags::IN_ONLYDIR;
+                | AddWatchFlags::IN_ONLYDIR
+                // A deleted segment that is still open has the name of the one that took its place.
+                | AddWatchFlags::from_bits_retain(nix::libc::IN_EXCL_UNLINK);
             inotify.add_watch(dir, events).map(|_| inotify)
         });
         if let Err(why) = &inotify {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -13,23 +13,22 @@ use std::thread::{self, JoinHandle};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::archive::{self, Job};
+use super::archive::{self, Crowd, Job};
 use super::chain::Head;
 use super::entry::Entry;
 use super::event::{Event, Verdict};
 use super::feed::{self, Bell, Journal};
-use super::files::segments;
 use super::flood::Floods;
 use super::keeper;
 use super::recover::recover;
-use super::render::Clock;
+use super::render::{Clock, Phrase};
 use super::segment::readable_by_adm;
 use super::writer::{Counters, Inner, Writer, held};
 use super::{AuditError, Kept, OnFailure, Receipt, Settings, Sync, Unavailable};
 
 /// An open audit log. Closing or dropping it syncs and ends its threads.
 pub struct Log {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     _lock: Flock<File>,
 }
@@ -96,6 +95,7 @@ impl Log {
                 .map_err(|why| AuditError::io("make an eventfd for", &settings.dir)(why.into()))?,
             bell: Bell::default(),
             journal: Journal::new(sent.map_or(found.head.seq, |sent| sent.min(found.head.seq))),
+            crowd: Crowd::default(),
             counters: Counters::default(),
             last_error: Mutex::new(None),
             settings,
@@ -128,12 +128,17 @@ impl Log {
                 return Ok(Receipt(Kept::Counted));
             }
         }
-        let kept = inner
-            .append(entry)
-            .and_then(|seq| match inner.settings.sync {
-                Sync::Always => inner.sync_to(seq).map(|()| seq),
-                Sync::Second => Ok(seq),
-            });
+        self.receipt(inner.append(entry))
+    }
+
+    /// Syncs where the settings ask for it, and says what may be done now.
+    fn receipt(&self, appended: Result<u64, Unavailable>) -> Result<Receipt, Unavailable> {
+        let inner = &*self.inner;
+        let kept = appended.and_then(|seq| match inner.settings.sync {
+            Sync::Always => inner.sync_to(seq).map(|()| seq),
+            Sync::Second => Ok(seq),
+        });
+        inner.crowd.wait(&inner.settings);
         match (kept, inner.settings.on_failure) {
             (Ok(seq), _) => Ok(Receipt(Kept::Recorded(seq))),
             (Err(why), OnFailure::Deny) => {
@@ -145,6 +150,14 @@ impl Log {
                 Ok(Receipt(Kept::Unrecorded))
             }
         }
+    }
+
+    /// The same for an allowed request whose records have been rendered before.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub fn keep_again(&self, phrase: &Phrase, request_id: &str) -> Result<Receipt, Unavailable> {
+        self.receipt(self.inner.append_again(phrase, request_id))
     }
 
     /// Whether records can be kept now; if not, why.
@@ -246,6 +259,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, AuditError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o640)
         .open(&path)
         .map_err(AuditError::io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
@@ -253,9 +267,9 @@ fn lock(dir: &Path) -> Result<Flock<File>, AuditError> {
 }
 
 fn start(inner: &Arc<Inner>, closed: Receiver<Job>) -> Result<Vec<JoinHandle<()>>, AuditError> {
-    let files =
-        segments(&inner.settings.dir).map_err(AuditError::io("list", &inner.settings.dir))?;
-    archive::count(inner, &files);
+    inner
+        .take_stock()
+        .map_err(AuditError::io("list", &inner.settings.dir))?;
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new()
             .name(name.to_owned())

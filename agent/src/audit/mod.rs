@@ -22,11 +22,13 @@ mod format;
 mod journald;
 mod keeper;
 mod log;
+mod merge;
 mod query;
 mod record;
 mod recover;
 mod render;
 mod repair;
+mod report;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -42,12 +44,13 @@ pub use entry::{Entry, Facts, Who};
 pub use event::{Event, Verdict};
 pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
-pub use format::format_line;
+pub use format::{format_line, safe};
 pub use log::{Log, Stats};
 pub use query::{Filter, query};
 pub use record::{Peer, Record};
-pub use render::{extra, unescape};
-pub use verify::{Bad, Report, Verifier, Why, verify};
+pub use render::{Phrase, extra, unescape};
+pub use report::{Bad, Report, Why};
+pub use verify::{Verifier, verify};
 
 /// Where journald listens for its native protocol.
 pub const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";

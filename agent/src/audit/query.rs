@@ -1,5 +1,6 @@
 //! Finds records.
 
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -8,7 +9,8 @@ use super::chain::seq_of;
 use super::files::{Lines, segments};
 use super::record::Record;
 
-/// Which records are wanted: all that is given must match. In patterns `*` stands for any text.
+/// Which records are wanted: all that is given must match. Patterns are as in grants: `*` stays within a
+/// segment, `**` crosses them; in an event `*` stands for any text.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// The bot's name.
@@ -40,18 +42,19 @@ impl Filter {
         let peer = record.peer.as_ref();
         let unit = peer.and_then(|peer| peer.unit.as_deref());
         let uid = peer.and_then(|peer| peer.uid);
-        let text = [
+        let names = [
             (&self.bot, record.bot.as_deref()),
             (&self.secret, record.secret.as_deref()),
-            (&self.event, Some(record.event.as_str())),
             (&self.decision, Some(record.decision.as_str())),
             (&self.unit, unit),
         ];
-        text.iter().all(|(pattern, text)| match (pattern, text) {
+        let event = self.event.as_ref();
+        names.iter().all(|(pattern, text)| match (pattern, text) {
             (None, _) => true,
-            (Some(pattern), Some(text)) => glob(pattern.as_bytes(), text.as_bytes()),
+            (Some(pattern), Some(text)) => names_match(pattern.as_bytes(), text.as_bytes()),
             (Some(_), None) => false,
-        }) && self.uid.is_none_or(|wanted| uid == Some(u64::from(wanted)))
+        }) && event.is_none_or(|event| glob(event.as_bytes(), record.event.as_bytes()))
+            && self.uid.is_none_or(|wanted| uid == Some(u64::from(wanted)))
             && self.in_time(record)
     }
 
@@ -86,6 +89,42 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
+/// Whether `text` matches `pattern` as a name matches in a grant: `*` is any bytes but a slash, `**` any
+/// bytes, `**/` at the start of a segment any number of whole segments. The policy's own patterns are in
+/// another core, which this one does not know.
+fn names_match(pattern: &[u8], text: &[u8]) -> bool {
+    let mut now = vec![false; pattern.len() + 1];
+    now[0] = true;
+    skip_empty(pattern, &mut now, true);
+    for byte in text {
+        let mut next = vec![false; pattern.len() + 1];
+        for at in (0..pattern.len()).filter(|at| now[*at]) {
+            if pattern[at] == b'*' {
+                next[at] |= *byte != b'/' || pattern.get(at + 1) == Some(&b'*');
+            } else {
+                next[at + 1] |= pattern[at] == *byte;
+            }
+        }
+        skip_empty(pattern, &mut next, *byte == b'/');
+        now = next;
+    }
+    now[pattern.len()]
+}
+
+/// Goes on past wildcards that may match nothing; `**/` only where a segment begins.
+fn skip_empty(pattern: &[u8], states: &mut [bool], segment_begins: bool) {
+    for at in 0..pattern.len() {
+        if !states[at] || pattern[at] != b'*' {
+            continue;
+        }
+        states[at + 1] = true;
+        let whole = at == 0 || pattern[at - 1] == b'/';
+        if whole && segment_begins && pattern[at..].starts_with(b"**/") {
+            states[at + 3] = true;
+        }
+    }
+}
+
 /// The records of the log in `dir` that match, in their order.
 pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
     let files = segments(dir).map_err(AuditError::io("list", dir))?;
@@ -98,7 +137,11 @@ pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
             continue;
         }
         let fail = || AuditError::io("read", &file.path);
-        let mut lines = Lines::open(file).map_err(fail())?;
+        let mut lines = match Lines::open(file) {
+            // It expired since it was listed.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(fail())?,
+        };
         while let Some(line) = lines.next_line().map_err(fail())? {
             let wanted = seq_of(line).is_some_and(|seq| seq < end && (low..=high).contains(&seq));
             let record = if wanted { Record::parse(line) } else { None };
@@ -114,6 +157,27 @@ pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_match_as_in_grants() {
+        for (pattern, text, want) in [
+            ("app/*", "app/key", true),
+            ("app/*", "app/deep/key", false),
+            ("app/**", "app/deep/key", true),
+            ("app/**", "apple", false),
+            ("a/**/b", "a/b", true),
+            ("a/**/b", "a/x/y/b", true),
+            ("a/**/b", "a/xb", false),
+            ("**/key", "key", true),
+            ("**/key", "monkey", false),
+            ("*-bot", "support-bot", true),
+            ("*", "", true),
+            ("", "x", false),
+        ] {
+            let got = names_match(pattern.as_bytes(), text.as_bytes());
+            assert_eq!(got, want, "{pattern} {text}");
+        }
+    }
 
     #[test]
     fn a_star_stands_for_any_text() {

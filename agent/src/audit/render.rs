@@ -14,6 +14,47 @@ pub(super) fn record(
     clock: &mut Clock,
     now: Now,
 ) -> Hash {
+    begin(line, head, clock, now);
+    common(line, entry);
+    quoted_or_null(line, entry.request_id);
+    if let Some(extra) = entry.extra.filter(|extra| !extra.is_empty()) {
+        line.push(b',');
+        members(line, extra);
+    }
+    seal(line, &head.hash)
+}
+
+/// The same from a phrase that was rendered before.
+pub(super) fn record_again(
+    line: &mut Vec<u8>,
+    head: &Head,
+    phrase: &Phrase,
+    request_id: &str,
+    clock: &mut Clock,
+    now: Now,
+) -> Hash {
+    begin(line, head, clock, now);
+    line.extend_from_slice(&phrase.0);
+    quoted(line, request_id);
+    seal(line, &head.hash)
+}
+
+/// What the records of one allowed request, made again and again, have in common.
+#[derive(Debug)]
+pub struct Phrase(Box<[u8]>);
+
+impl Phrase {
+    /// Renders it; the request id and further members of `entry` are not part of it.
+    #[must_use]
+    pub fn of(entry: &Entry<'_>) -> Self {
+        let mut line = Vec::new();
+        common(&mut line, entry);
+        Self(line.into())
+    }
+}
+
+/// A record up to its clocks.
+fn begin(line: &mut Vec<u8>, head: &Head, clock: &mut Clock, now: Now) {
     line.clear();
     line.extend_from_slice(b"{\"seq\":");
     number(line, head.seq + 1);
@@ -23,6 +64,10 @@ pub(super) fn record(
     number(line, now.mono.as_secs());
     line.push(b'.');
     micros(line, now.mono.subsec_micros());
+}
+
+/// A record from its event to the key of its request id.
+fn common(line: &mut Vec<u8>, entry: &Entry<'_>) {
     line.extend_from_slice(b",\"event\":\"");
     line.extend_from_slice(entry.event.as_str().as_bytes());
     line.extend_from_slice(b"\",\"decision\":\"");
@@ -46,17 +91,20 @@ pub(super) fn record(
     line.push(b',');
     line.extend_from_slice(entry.who.map_or(b"\"peer\":null", |who| who.peer()));
     line.extend_from_slice(b",\"request_id\":");
-    quoted_or_null(line, entry.request_id);
-    if let Some(extra) = entry.extra.filter(|extra| !extra.is_empty()) {
-        line.push(b',');
-        // A record is one line without NUL bytes, whatever whitespace the members came with.
-        line.extend(
-            extra
-                .bytes()
-                .map(|byte| if byte < b' ' { b' ' } else { byte }),
-        );
+}
+
+/// A record is one line without control characters, whatever whitespace the members came with: those of
+/// C0 stand between members only, DEL and those of C1 in strings only.
+fn members(out: &mut Vec<u8>, extra: &str) {
+    for c in extra.chars() {
+        match c {
+            '\0'..='\x1f' => out.push(b' '),
+            '\x7f'..='\u{9f}' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
     }
-    seal(line, &head.hash)
 }
 
 /// Further members of a record as JSON text, for [`Entry::extra`].
@@ -85,7 +133,8 @@ impl Now {
     pub(super) fn read() -> Self {
         Self {
             wall: SystemTime::now(),
-            mono: crate::sys::map::monotonic(),
+            // It tells that the other clock was set; a tick is fine enough for that.
+            mono: crate::sys::map::monotonic_coarse(),
         }
     }
 }
@@ -190,19 +239,25 @@ pub(super) fn quoted_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
+/// Escapes what JSON must, and the other controls that a terminal acts on: DEL, and C1 (`c2 80` to `c2 9f`).
 fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut done = 0;
-    for (at, byte) in bytes.iter().enumerate() {
+    for (mut at, byte) in bytes.iter().enumerate() {
         let short = match byte {
             b'"' | b'\\' => *byte,
             b'\n' => b'n',
             b'\r' => b'r',
             b'\t' => b't',
-            0..=0x1f => 0,
+            0..=0x1f | 0x7f => 0,
+            0x80..=0x9f if bytes[..at].ends_with(&[0xc2]) => {
+                at -= 1;
+                0
+            }
             _ => continue,
         };
+        let end = at + 1 + usize::from(*byte >= 0x80);
         out.extend_from_slice(&bytes[done..at]);
-        done = at + 1;
+        done = end;
         if short == 0 {
             let _ = write!(out, "\\u{byte:04x}");
         } else {
@@ -263,7 +318,7 @@ mod tests {
         fn any_text_comes_back_through_json(text in any::<String>()) {
             let mut out = Vec::new();
             quoted(&mut out, &text);
-            prop_assert!(!out.contains(&b'\n') && !out.contains(&0));
+            prop_assert!(!String::from_utf8_lossy(&out).chars().any(char::is_control));
             prop_assert_eq!(read(&out), text);
         }
 

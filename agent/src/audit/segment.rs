@@ -5,13 +5,14 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{Gid, Group, fchown};
 
 use super::chain::Head;
 use crate::sys::map::{self, Window};
@@ -207,7 +208,10 @@ impl Segment {
             self.window = None;
             let offset = self.pos - self.pos % map::ALIGN;
             match Window::map(&self.file, offset, WINDOW) {
-                Ok(window) => self.window = Some(window),
+                Ok(window) => {
+                    window.populate(self.size);
+                    self.window = Some(window);
+                }
                 Err(why) => return Err(Failure::from("map", &self.path, why)),
             }
         }
@@ -233,8 +237,9 @@ impl Segment {
         loop {
             match map::reserve(&self.file, self.size, step) {
                 Ok(()) => {
+                    self.take_pages(self.size, step)?;
                     self.size += step;
-                    self.resized += 1;
+                    self.resized += 2;
                     return Ok(());
                 }
                 Err(why) if self.size == 0 && cannot_reserve(&why) => {
@@ -245,6 +250,22 @@ impl Segment {
                 Err(why) => return Err(Failure::from("reserve space for", &self.path, why)),
             }
         }
+    }
+
+    /// Writes the zeros that are there already: the page cache then holds the space in large pieces, and
+    /// taking the pages costs a sixth of what one fault for each does.
+    fn take_pages(&self, from: u64, len: u64) -> Result<(), Failure> {
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let fail = |why| Failure::from("write to", &self.path, why);
+        let mut at = from;
+        while at < from + len {
+            let piece = usize::try_from(from + len - at)
+                .unwrap_or(ZEROS.len())
+                .min(ZEROS.len());
+            self.file.write_all_at(&ZEROS[..piece], at).map_err(fail)?;
+            at += piece as u64;
+        }
+        Ok(())
     }
 
     /// What someone else did to the file, if anything shows.
@@ -313,9 +334,17 @@ fn cannot_reserve(why: &io::Error) -> bool {
 
 /// Gives the file to group `adm` where it exists and we may, and sets its mode past the umask.
 pub(super) fn readable_by_adm(file: &File, mode: u32) {
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("adm") {
+    // Looked up once: a directory service may be slow, and a request may be waiting.
+    static ADM: OnceLock<Option<Gid>> = OnceLock::new();
+    let adm = ADM.get_or_init(|| {
+        Group::from_name("adm")
+            .ok()
+            .flatten()
+            .map(|group| group.gid)
+    });
+    if adm.is_some() {
         // An unprivileged daemon that is not in the group keeps its own; the mode says the rest.
-        let _ = nix::unistd::fchown(file, None, Some(group.gid));
+        let _ = fchown(file, None, *adm);
     }
     let _ = file.set_permissions(Permissions::from_mode(mode));
 }

@@ -1,7 +1,7 @@
 //! Checks a whole log and names the first bad record: a pure [`Verifier`] over lines, and its reading rim.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,124 +11,7 @@ use super::AuditError;
 use super::chain::{Hash, Head, Link};
 use super::files::{Lines, Tail, segments};
 use super::record::Record;
-
-/// What is wrong with a record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The line is no record.
-    NotARecord,
-    /// Its bytes do not have its hash: it was edited.
-    Edited,
-    /// It has its own hash, but not the one that the record after it (or the pinned head) follows.
-    Rewritten,
-    /// Records from this one up to `to` were removed within a file.
-    Removed {
-        /// The last one that is missing.
-        to: u64,
-    },
-    /// Records from this one up to `to` are missing between two segments.
-    SegmentGap {
-        /// The last one that is missing.
-        to: u64,
-    },
-    /// It stands after a record that it comes before.
-    Swapped,
-    /// It is there twice.
-    Duplicate,
-    /// The file's name says another first record.
-    Misnamed,
-    /// The log begins here, and no `audit.expired` says where the records before went.
-    BeginsLate,
-    /// The log ends before the pinned head.
-    CutTail,
-    /// Behind a gap of zeros, or unfinished in a closed segment.
-    BadTail,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
-            Self::NotARecord => "the line is not an audit record",
-            Self::Edited => "edited: its content does not have its hash",
-            Self::Rewritten => "rewritten: its hash is not the one that was chained to or pinned",
-            Self::Removed { to } => return write!(f, "removed: records up to {to} are missing"),
-            Self::SegmentGap { to } => {
-                return write!(f, "records up to {to} are missing between two segments");
-            }
-            Self::Swapped => "swapped: it stands after a later record",
-            Self::Duplicate => "duplicate: it is there twice",
-            Self::Misnamed => "the file's name says another first record",
-            Self::BeginsLate => "the records before are missing and no audit.expired names them",
-            Self::CutTail => "cut: the log ends before the pinned head",
-            Self::BadTail => "the file goes on with something that is no record",
-        };
-        f.write_str(text)
-    }
-}
-
-/// One bad record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bad {
-    /// The segment file's name; empty where the log ends too early.
-    pub file: String,
-    /// The line in it (uncompressed), from 1.
-    pub line: u64,
-    /// The record's number, or the one it should have.
-    pub seq: u64,
-    /// What is wrong.
-    pub why: Why,
-    /// The `alert.chain_broken` by which the agent told of it when it happened.
-    pub noticed: Option<u64>,
-}
-
-impl fmt::Display for Bad {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            file,
-            line,
-            seq,
-            why,
-            noticed,
-        } = self;
-        if file.is_empty() {
-            write!(f, "record {seq}: {why}")?;
-        } else {
-            write!(f, "{file} line {line}, record {seq}: {why}")?;
-        }
-        match noticed {
-            Some(alert) => write!(
-                f,
-                " (the agent noticed it: record {alert}, alert.chain_broken)"
-            ),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What came of checking a log.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Segment files that were read.
-    pub segments: u64,
-    /// Records that were read.
-    pub records: u64,
-    /// The first record's number.
-    pub first: Option<u64>,
-    /// Where the chain ends.
-    pub head: Option<Head>,
-    /// Whether the last line is unfinished, as a kill leaves it; the agent removes it when it starts.
-    pub torn: bool,
-    /// Bad records, the first one first.
-    pub bad: Vec<Bad>,
-}
-
-impl Report {
-    /// Whether every record is as it was written.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.bad.is_empty()
-    }
-}
+use super::report::{Bad, Report, Why};
 
 #[derive(Clone, Debug, Default)]
 struct Place {
@@ -231,6 +114,13 @@ impl Verifier {
                 self.bad(expected, Why::BadTail);
             }
         }
+    }
+
+    /// The segment cannot be read on.
+    pub fn unreadable(&mut self, why: &str) {
+        self.at.line += 1;
+        let why = why.trim_end().to_owned();
+        self.bad(self.expected(), Why::Unreadable { why });
     }
 
     /// Whether the record stands where it should.
@@ -353,29 +243,43 @@ fn expired(extra: &Map<String, Value>) -> Option<Head> {
     })
 }
 
-/// Checks the log in `dir`, also while it is written.
+/// Checks the log in `dir`, also while it is written and its oldest segments expire.
 pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
     let files = segments(dir).map_err(AuditError::io("list", dir))?;
     let mut verifier = Verifier::new(pinned);
     for (at, file) in files.iter().enumerate() {
         let next = files.get(at + 1).map(|next| next.first);
-        let fail = || AuditError::io("read", &file.path);
-        verifier.segment(&file.name(), file.first, next);
-        let mut lines = Lines::open(file).map_err(fail())?;
-        let mut looks = 0;
-        let tail = loop {
-            while let Some(line) = lines.next_line().map_err(fail())? {
-                verifier.line(line);
+        match Lines::open(file) {
+            Ok(lines) => {
+                verifier.segment(&file.name(), file.first, next);
+                read(&mut verifier, lines, next.is_none());
             }
-            let tail = lines.tail().map_err(fail())?;
-            looks += 1;
-            // What looks unfinished at the end of a log may be a record that is written just now.
-            if tail == Tail::Clean || next.is_some() || looks == 5 {
-                break tail;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        };
-        verifier.tail(tail, next.is_none());
+            // It expired since it was listed, and all before it: the log begins later now. If it went in
+            // another way, no `audit.expired` names it, which shows.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => verifier = Verifier::new(pinned),
+            Err(why) => return Err(AuditError::io("read", &file.path)(why)),
+        }
     }
     Ok(verifier.finish())
+}
+
+fn read(verifier: &mut Verifier, mut lines: Lines, newest: bool) {
+    let mut looks = 0;
+    let tail = loop {
+        let end = loop {
+            match lines.next_line() {
+                Ok(Some(line)) => verifier.line(line),
+                Ok(None) => break lines.tail(),
+                Err(why) => break Err(why),
+            }
+        };
+        looks += 1;
+        match end {
+            // What looks unfinished at the end of a log may be a record that is written just now.
+            Ok(tail) if tail == Tail::Clean || !newest || looks == 5 => break tail,
+            Ok(_) => std::thread::sleep(Duration::from_millis(2)),
+            Err(why) => return verifier.unreadable(&why.to_string()),
+        }
+    };
+    verifier.tail(tail, newest);
 }

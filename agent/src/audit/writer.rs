@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::EventFd;
 
-use super::archive::Job;
+use super::archive::{Crowd, Job};
+use super::chain::Hash;
 use super::chain::Head;
 use super::entry::Entry;
 use super::event::Event;
 use super::feed::{Bell, Journal};
 use super::files::{MAX_LINE, plain_path};
 use super::flood::Floods;
-use super::render::{Clock, Now, extra, record};
+use super::render::{Clock, Now, Phrase, extra, record, record_again};
 use super::segment::{Change, Failure, Mark, Segment};
 use super::{Settings, Unavailable};
 
@@ -34,6 +35,7 @@ pub(super) struct Inner {
     pub alarm: EventFd,
     pub bell: Bell,
     pub journal: Journal,
+    pub crowd: Crowd,
     pub counters: Counters,
     pub last_error: Mutex<Option<String>>,
 }
@@ -107,12 +109,32 @@ impl Inner {
 
     /// Appends a record unless the log is down.
     pub(super) fn append(&self, entry: &Entry<'_>) -> Result<u64, Unavailable> {
+        self.append_with(|writer| writer.put(entry, &self.settings))
+    }
+
+    /// Appends the record of a phrase unless the log is down.
+    pub(super) fn append_again(
+        &self,
+        phrase: &Phrase,
+        request_id: &str,
+    ) -> Result<u64, Unavailable> {
+        self.append_with(|writer| writer.put_again(phrase, request_id, &self.settings))
+    }
+
+    fn append_with(
+        &self,
+        put: impl FnOnce(&mut Writer) -> Result<u64, Down>,
+    ) -> Result<u64, Unavailable> {
         let mut writer = self.writer();
         if let Some(down) = &writer.down {
             return Err(Unavailable(down.to_string()));
         }
-        match writer.put(entry, &self.settings) {
+        let (base, pos) = (writer.segment.base.head, writer.segment.pos);
+        match put(&mut writer) {
             Ok(seq) => {
+                if writer.segment.base.head != base {
+                    self.crowd.add(pos);
+                }
                 self.head.store(seq, Ordering::Release);
                 drop(writer);
                 self.bell.ring();
@@ -171,6 +193,24 @@ impl Writer {
             };
             hash = record(&mut self.line, &self.head, &short, &mut self.clock, now);
         }
+        self.put_line(hash, now, settings)
+    }
+
+    /// The same from a phrase.
+    pub(super) fn put_again(
+        &mut self,
+        phrase: &Phrase,
+        request_id: &str,
+        settings: &Settings,
+    ) -> Result<u64, Down> {
+        let now = Now::read();
+        let (line, clock) = (&mut self.line, &mut self.clock);
+        let hash = record_again(line, &self.head, phrase, request_id, clock, now);
+        self.put_line(hash, now, settings)
+    }
+
+    /// Puts the rendered line into the segment.
+    fn put_line(&mut self, hash: Hash, now: Now, settings: &Settings) -> Result<u64, Down> {
         if self.segment.is_due(self.line.len(), now.mono) {
             self.switch(settings)?;
         }

@@ -54,11 +54,7 @@ pub enum Form {
 
 impl Version {
     /// Renders a value that stands in secret memory.
-    pub fn load(
-        arena: &Arc<Arena>,
-        about: &About<'_>,
-        value: Block,
-    ) -> Result<Self, LoadError> {
+    pub fn load(arena: &Arc<Arena>, about: &About<'_>, value: Block) -> Result<Self, LoadError> {
         let rendered = render::reply(arena, about, &value)?;
         let raw = match rendered.raw {
             Some(range) => Raw::Inside(range),
@@ -132,7 +128,9 @@ impl Version {
             Form::Json => render::reply(arena, &about, value).map(|rendered| rendered.json),
             Form::Raw => render::copy(arena, value),
         });
-        Ok(rendered.transpose()?.map(|block| Lease::whole(&Arc::new(block))))
+        Ok(rendered
+            .transpose()?
+            .map(|block| Lease::whole(&Arc::new(block))))
     }
 
     fn raw(&self) -> &[u8] {

@@ -37,9 +37,13 @@ mod tests {
 
     #[test]
     fn fields_of_objects() {
-        let value = r#"{"user":"bot","password":"a\"bé\n","port":5432,"tls":{"on":true},"n\u0061me":"x"}"#;
+        let value =
+            r#"{"user":"bot","password":"a\"bé\n","port":5432,"tls":{"on":true},"n\u0061me":"x"}"#;
         assert_eq!(get(value, "user").as_deref(), Some(&b"bot"[..]));
-        assert_eq!(get(value, "password").as_deref(), Some("a\"bé\n".as_bytes()));
+        assert_eq!(
+            get(value, "password").as_deref(),
+            Some("a\"bé\n".as_bytes())
+        );
         assert_eq!(get(value, "port").as_deref(), Some(&b"5432"[..]));
         assert_eq!(get(value, "tls").as_deref(), Some(&br#"{"on":true}"#[..]));
         assert_eq!(get(value, "name").as_deref(), Some(&b"x"[..]));

@@ -29,11 +29,17 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn whole(block: &Arc<Block>) -> Self {
-        Self { block: Arc::clone(block), range: 0..block.len() }
+        Self {
+            block: Arc::clone(block),
+            range: 0..block.len(),
+        }
     }
 
     pub(super) fn part(block: &Arc<Block>, range: Range<usize>) -> Self {
-        Self { block: Arc::clone(block), range }
+        Self {
+            block: Arc::clone(block),
+            range,
+        }
     }
 }
 

@@ -67,7 +67,10 @@ impl Snapshot {
     /// How many secrets of one source there are.
     #[must_use]
     pub fn of_source(&self, source: &str) -> usize {
-        self.entries.values().filter(|entry| &*entry.source == source).count()
+        self.entries
+            .values()
+            .filter(|entry| &*entry.source == source)
+            .count()
     }
 
     /// How many secrets there are.
@@ -153,14 +156,18 @@ impl Cache {
                 Some(old) if old.current.id() == entry.current.id() => {}
                 old => {
                     changes.added += usize::from(old.is_none());
-                    changes.rotated.push((entry.name.clone(), Arc::clone(entry.current.id())));
+                    changes
+                        .rotated
+                        .push((entry.name.clone(), Arc::clone(entry.current.id())));
                 }
             }
             next.insert(entry.name.clone(), entry);
         }
         for (name, old) in &before.entries {
             if !next.contains_key(name) {
-                changes.removed.push((name.clone(), Arc::clone(old.current.id())));
+                changes
+                    .removed
+                    .push((name.clone(), Arc::clone(old.current.id())));
             }
         }
         changes.removed.sort();

@@ -44,12 +44,19 @@ pub fn reply(arena: &Arc<Arena>, about: &About<'_>, value: &[u8]) -> Result<Rend
     let text = std::str::from_utf8(value).is_ok();
     // Names and versions are of an alphabet that JSON does not escape; source names too.
     let key = if text { "value" } else { "value_base64" };
-    let head = format!(r#"{{"name":"{}","version":"{}","{key}":""#, about.name, about.version);
+    let head = format!(
+        r#"{{"name":"{}","version":"{}","{key}":""#,
+        about.name, about.version
+    );
     let tail = format!(
         r#"","updated_at":"{}","source":"{}","stale":false}}"#,
         about.updated_at, about.source
     );
-    let inner = if text { escaped_len(value) } else { value.len().div_ceil(3) * 4 };
+    let inner = if text {
+        escaped_len(value)
+    } else {
+        value.len().div_ceil(3) * 4
+    };
     let mut draft = arena.draft(head.len() + inner + tail.len())?;
     let (before, rest) = draft.split_at_mut(head.len());
     let (middle, after) = rest.split_at_mut(inner);
@@ -62,7 +69,10 @@ pub fn reply(arena: &Arc<Arena>, about: &About<'_>, value: &[u8]) -> Result<Rend
     }
     let unescaped = text && inner == value.len();
     let raw = unescaped.then(|| head.len()..head.len() + inner);
-    Ok(Rendered { json: draft.freeze(), raw })
+    Ok(Rendered {
+        json: draft.freeze(),
+        raw,
+    })
 }
 
 /// A copy of plaintext in secret memory.
@@ -74,7 +84,9 @@ pub fn copy(arena: &Arc<Arena>, value: &[u8]) -> Result<Block, Full> {
 
 /// The length of `text` inside a JSON string.
 fn escaped_len(text: &[u8]) -> usize {
-    text.iter().map(|byte| escape_of(*byte).map_or(1, |escape| escape.len())).sum()
+    text.iter()
+        .map(|byte| escape_of(*byte).map_or(1, str::len))
+        .sum()
 }
 
 /// Writes `text` as the inside of a JSON string; `out` has exactly the room for it.
@@ -122,8 +134,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ABOUT: About<'_> =
-        About { name: "a/b", version: "1-x", updated_at: "2026-01-01T00:00:00Z", source: "local" };
+    const ABOUT: About<'_> = About {
+        name: "a/b",
+        version: "1-x",
+        updated_at: "2026-01-01T00:00:00Z",
+        source: "local",
+    };
 
     #[test]
     fn a_plain_value_stands_raw_inside_the_json() {

@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use serde_json::Value as Json;
 use tokio::net::UnixStream;
 
-use super::{exit, fail, paths};
+use super::{exit, fail, paths, say, status};
 use crate::config::{self, Depth};
 use crate::sys::peer;
 
@@ -72,8 +72,10 @@ impl Target {
     pub fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
         let socket = self.socket()?;
         let broken = |error: io::Error| AskError::Broken(socket.clone(), error.to_string());
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(broken)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(broken)?;
         runtime.block_on(ask(&socket, method, path, body))
     }
 
@@ -81,7 +83,9 @@ impl Target {
         if let Some(socket) = &self.admin_socket {
             return Ok(socket.clone());
         }
-        let Some(config) = &self.config else { return Ok(paths::admin_socket()) };
+        let Some(config) = &self.config else {
+            return Ok(paths::admin_socket());
+        };
         let config = config::load(config, Depth::ContentOnly).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             AskError::Config(lines.join("\n"))
@@ -100,8 +104,9 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<R
     if ![0, geteuid().as_raw(), owner].contains(&server) {
         return Err(AskError::Refused(socket.to_owned(), server));
     }
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
     // It ends with the runtime.
     tokio::spawn(connection);
     let request = Request::builder()
@@ -112,43 +117,72 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<R
         .map_err(|error| AskError::Broken(socket.to_owned(), error.to_string()))?;
     let answer = sender.send_request(request).await.map_err(broken)?;
     let status = answer.status();
-    let bytes = answer.into_body().collect().await.map_err(broken)?.to_bytes();
-    Ok(Reply { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
+    let bytes = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(broken)?
+        .to_bytes();
+    Ok(Reply {
+        status,
+        body: serde_json::from_slice(&bytes).unwrap_or_default(),
+    })
 }
 
 /// Ends a verb that was answered: prints what `good` makes of it, or what went wrong.
-pub fn finish(answer: Result<Reply, AskError>, json: bool, good: impl FnOnce(&Json) -> String) -> u8 {
+pub fn finish(
+    answer: Result<Reply, AskError>,
+    json: bool,
+    good: impl FnOnce(&Json) -> String,
+) -> u8 {
     let reply = match answer {
         Ok(reply) => reply,
         Err(error) => return fail(error.code(), &error),
     };
     if reply.status.is_success() {
-        let text = if json { reply.body.to_string() } else { good(&reply.body) };
+        let text = if json {
+            reply.body.to_string()
+        } else {
+            good(&reply.body)
+        };
         if !text.is_empty() {
-            println!("{text}");
+            say(text);
         }
         return 0;
     }
     if let Some(refused) = reply.body.get("refused").and_then(Json::as_array) {
-        refused.iter().filter_map(Json::as_str).for_each(|line| eprintln!("{line}"));
+        refused
+            .iter()
+            .filter_map(Json::as_str)
+            .for_each(|line| eprintln!("{line}"));
         return exit::CONFIG;
     }
-    let word = |key: &str| reply.body.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
-    let detail = Some(word("detail")).filter(|text| !text.is_empty()).unwrap_or_else(|| word("title"));
+    let word = |key: &str| {
+        reply
+            .body
+            .get(key)
+            .and_then(Json::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let detail = Some(word("detail"))
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| word("title"));
     let code = match reply.status {
         StatusCode::FORBIDDEN => exit::DENIED,
         StatusCode::SERVICE_UNAVAILABLE => exit::TRY_AGAIN,
         StatusCode::NOT_FOUND => exit::NOT_FOUND,
         _ => exit::FAILED,
     };
-    fail(code, format_args!("{detail} (request {})", word("request_id")))
+    fail(
+        code,
+        format_args!("{detail} (request {})", word("request_id")),
+    )
 }
 
 pub fn status(args: &Args) -> u8 {
     let answer = args.target.ask(Method::GET, "/v1/status", Bytes::new());
-    finish(answer, args.json, |status| {
-        serde_json::to_string_pretty(status).unwrap_or_default()
-    })
+    finish(answer, args.json, status::render)
 }
 
 pub fn reload(args: &Args) -> u8 {
@@ -159,7 +193,10 @@ pub fn reload(args: &Args) -> u8 {
 pub fn seal(args: &Args) -> u8 {
     let answer = args.target.ask(Method::POST, "/v1/seal", Bytes::new());
     finish(answer, args.json, |sealed| {
-        let left = sealed.get("secret_memory_used").and_then(Json::as_u64).unwrap_or_default();
+        let left = sealed
+            .get("secret_memory_used")
+            .and_then(Json::as_u64)
+            .unwrap_or_default();
         format!("sealed; {left} bytes of secret memory are still in use")
     })
 }
@@ -167,8 +204,16 @@ pub fn seal(args: &Args) -> u8 {
 pub fn unseal(args: &Args) -> u8 {
     let answer = args.target.ask(Method::POST, "/v1/unseal", Bytes::new());
     finish(answer, args.json, |unsealed| {
-        let reasons = unsealed.get("reasons").and_then(Json::as_array).cloned().unwrap_or_default();
+        let reasons = unsealed
+            .get("reasons")
+            .and_then(Json::as_array)
+            .cloned()
+            .unwrap_or_default();
         let reasons: Vec<&str> = reasons.iter().filter_map(Json::as_str).collect();
-        if reasons.is_empty() { "unsealed".into() } else { format!("unsealed, but: {}", reasons.join("; ")) }
+        if reasons.is_empty() {
+            "unsealed".into()
+        } else {
+            format!("unsealed, but: {}", reasons.join("; "))
+        }
     })
 }

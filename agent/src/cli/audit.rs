@@ -22,7 +22,9 @@ enum Verb {
     #[command(after_help = "Example: keyhatchd audit tail -f")]
     Tail(Tail),
     /// Print the records that match; patterns have * for anything
-    #[command(after_help = "Example: keyhatchd audit query --bot support-bot --decision deny --since 1h")]
+    #[command(
+        after_help = "Example: keyhatchd audit query --bot support-bot --decision deny --since 1h"
+    )]
     Query(Box<Query>),
     /// Check every record and the chain that binds them
     #[command(after_help = "Example: keyhatchd audit verify")]
@@ -139,16 +141,26 @@ impl At {
             .or_else(|| Some(service).filter(|path| path.exists()))
             .or_else(|| dev.filter(|path| path.exists()))
             .ok_or("no configuration found; name the log with --dir or --config")?;
-        config::load(&config, Depth::ContentOnly).map(|config| config.audit.dir.clone()).map_err(
-            |problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-        )
+        config::load(&config, Depth::ContentOnly)
+            .map(|config| config.audit.dir.clone())
+            .map_err(|problems| {
+                problems
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            })
     }
 }
 
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
     let color = std::io::stdout().is_terminal();
     audit::tail(dir, args.follow, args.lines, |record| {
-        let line = if args.json { record.line.clone() } else { audit::format_line(record, color) };
+        let line = if args.json {
+            record.line.clone()
+        } else {
+            audit::format_line(record, color)
+        };
         say(&line)
     })?;
     Ok(0)
@@ -188,16 +200,23 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
 }
 
 fn print_verify(dir: &std::path::Path, args: &Verify) -> Result<u8, AuditError> {
-    let report = audit::verify(dir, args.head.clone())?;
-    let (seq, hash) = report.head.as_ref().map_or((0, String::new()), |h| (h.seq, h.hash.as_str().to_owned()));
+    let report = audit::verify(dir, args.head)?;
+    let (seq, hash) = report
+        .head
+        .as_ref()
+        .map_or((0, String::new()), |h| (h.seq, h.hash.as_str().to_owned()));
     if args.json {
         let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
         say(&serde_json::json!({
             "whole": report.is_whole(), "segments": report.segments, "records": report.records,
             "head": format!("{seq}:{hash}"), "bad": bad,
-        }).to_string());
+        })
+        .to_string());
     } else if report.is_whole() {
-        say(&format!("{} records in {} segments, whole; head {seq}:{hash}", report.records, report.segments));
+        say(&format!(
+            "{} records in {} segments, whole; head {seq}:{hash}",
+            report.records, report.segments
+        ));
     }
     if report.is_whole() {
         return Ok(0);
@@ -233,21 +252,36 @@ fn csv(record: &Record) -> String {
         peer.map(|peer| text(&peer.exe)).unwrap_or_default(),
         text(&record.request_id),
     ];
-    cells.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(",")
+    cells
+        .iter()
+        .map(|cell| csv_cell(cell))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// RFC 4180, and no cell that a spreadsheet takes for a formula.
 fn csv_cell(text: &str) -> String {
-    let guarded = if text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text.to_owned() };
-    let clean: String = guarded.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.contains([',', '"']) { format!("\"{}\"", clean.replace('"', "\"\"")) } else { clean }
+    let guarded = if text.starts_with(['=', '+', '-', '@']) {
+        format!("'{text}")
+    } else {
+        text.to_owned()
+    };
+    let clean = audit::safe(&guarded);
+    if clean.contains([',', '"']) {
+        format!("\"{}\"", clean.replace('"', "\"\""))
+    } else {
+        clean
+    }
 }
 
 fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
-        return SystemTime::now().checked_sub(span).ok_or_else(|| "that is before time began".into());
+        return SystemTime::now()
+            .checked_sub(span)
+            .ok_or_else(|| "that is before time began".into());
     }
-    humantime::parse_rfc3339_weak(text).map_err(|_| "write 2026-01-31T12:00:00Z, or a span such as 2h".into())
+    humantime::parse_rfc3339_weak(text)
+        .map_err(|_| "write 2026-01-31T12:00:00Z, or a span such as 2h".into())
 }
 
 fn numbers(text: &str) -> Result<(u64, u64), String> {

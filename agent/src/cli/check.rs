@@ -1,8 +1,11 @@
 //! `keyhatchd check`: everything the daemon would refuse at start, without starting.
 
-use super::{ConfigAt, exit};
+use std::path::Path;
+
+use super::{ConfigAt, exit, say};
 use crate::config::{self, Depth};
 use crate::daemon;
+use crate::files::Trust;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -14,20 +17,41 @@ pub struct Args {
 }
 
 pub fn check(args: &Args) -> u8 {
-    let depth = if args.content_only { Depth::ContentOnly } else { Depth::Full };
-    let config = match config::load(&args.at.config, depth) {
+    let path = &args.at.config;
+    let depth = if args.content_only {
+        Depth::ContentOnly
+    } else {
+        Depth::Full(daemon_of(path))
+    };
+    let config = match config::load(path, depth) {
         Ok(config) => config,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
             return exit::CONFIG;
         }
     };
-    config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    let problems = if args.content_only { Vec::new() } else { daemon::preflight(&config) };
+    config
+        .warnings
+        .iter()
+        .for_each(|warning| eprintln!("warning: {warning}"));
+    let problems = if args.content_only {
+        Vec::new()
+    } else {
+        daemon::preflight(&config)
+    };
     problems.iter().for_each(|problem| eprintln!("{problem}"));
     if problems.is_empty() {
-        println!("{}: ok", args.at.config.display());
+        say(format_args!("{}: ok", path.display()));
         return 0;
     }
     exit::CONFIG
+}
+
+/// Whose files the daemon trusts, which may run as another user than the root who checks.
+fn daemon_of(config: &Path) -> Trust {
+    match config::load(config, Depth::ContentOnly) {
+        Ok(config) => Trust::of_daemon(&config.agent.state_dir),
+        // What is wrong is found again, and told.
+        Err(_) => Trust::own(),
+    }
 }

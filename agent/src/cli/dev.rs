@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use keyhatch_protocol::Name;
 use nix::unistd::geteuid;
 
-use super::{exit, fail, paths, store_files};
-use crate::config::{self, Depth, KeySource};
+use super::{exit, fail, paths, say, store_files};
+use crate::config::{self, Agent, Depth, KeySource};
 use crate::daemon::{self, StartError};
+use crate::files::Trust;
 use crate::store::{Actor, Edit, Folder, Previous, Value};
 
 #[derive(clap::Args)]
@@ -24,8 +25,6 @@ pub struct Args {
 struct Home {
     state: PathBuf,
     sockets: PathBuf,
-    /// The folder was named, so commands have to name the socket.
-    named: bool,
 }
 
 pub fn dev(args: &Args) -> u8 {
@@ -40,10 +39,17 @@ impl Home {
     fn of(args: &Args) -> Result<Self, String> {
         if let Some(dir) = &args.dir {
             let dir = std::path::absolute(dir).map_err(|error| error.to_string())?;
-            return Ok(Self { state: dir.clone(), sockets: dir, named: true });
+            return Ok(Self {
+                state: dir.clone(),
+                sockets: dir,
+            });
         }
-        let state = paths::dev_state().ok_or("neither HOME nor XDG_STATE_HOME is set; use --dir DIR")?;
-        Ok(Self { state, sockets: paths::dev_sockets(), named: false })
+        let state =
+            paths::dev_state().ok_or("neither HOME nor XDG_STATE_HOME is set; use --dir DIR")?;
+        Ok(Self {
+            state,
+            sockets: paths::dev_sockets(),
+        })
     }
 
     /// Makes what is missing; what is there already stays as it is.
@@ -56,7 +62,11 @@ impl Home {
             make_store(&store, &key)?;
         }
         let config = self.state.join("keyhatch.toml");
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&config);
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&config);
         match made.and_then(|mut file| file.write_all(self.text().as_bytes())) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(format!("{}: {error}", config.display()))
@@ -108,15 +118,27 @@ journald = false
     }
 
     fn run(&self, path: &Path) -> u8 {
-        let config = match config::load(path, Depth::Full) {
+        let config = match config::load(path, Depth::Full(Trust::own())) {
             Ok(config) => config,
             Err(problems) => {
                 problems.iter().for_each(|problem| eprintln!("{problem}"));
                 return exit::CONFIG;
             }
         };
-        match daemon::run(path, config, || self.greet(path)) {
+        let Agent {
+            socket,
+            admin_socket,
+            ..
+        } = config.agent.clone();
+        match daemon::run(path, config, || greet(path, &socket, &admin_socket)) {
             Ok(()) => 0,
+            Err(StartError::StateInUse(dir) | StartError::SocketInUse(dir)) => {
+                let text = format_args!(
+                    "{}: another `keyhatchd dev` runs here; stop it, or use --dir DIR",
+                    dir.display()
+                );
+                fail(exit::FAILED, text)
+            }
             Err(StartError::Config(problems)) => {
                 problems.iter().for_each(|problem| eprintln!("{problem}"));
                 exit::CONFIG
@@ -124,48 +146,59 @@ journald = false
             Err(error) => fail(exit::FAILED, error),
         }
     }
+}
 
-    /// Three commands that work as pasted in a second shell.
-    fn greet(&self, config: &Path) {
-        let color = io::stdout().is_terminal();
-        let (bold, plain) = if color { ("\x1b[1;32m", "\x1b[0m") } else { ("", "") };
-        let cargo = std::env::var_os("CARGO_MANIFEST_DIR").is_some();
-        let run = |bin: &str| if cargo { format!("cargo run -q --release --bin {bin} --") } else { bin.to_owned() };
-        let (bots, ops) = if self.named {
-            let quoted = |name: &str| shell_quoted(&self.sockets.join(name).display().to_string());
-            (
-                format!(" --socket {}", quoted("keyhatch.sock")),
-                format!(" --admin-socket {}", quoted("admin.sock")),
-            )
+/// Three commands that work as pasted in a second shell. They name a socket only where none would lead
+/// elsewhere.
+fn greet(config: &Path, bots: &Path, ops: &Path) {
+    let (bold, plain) = if io::stdout().is_terminal() {
+        ("\x1b[1;32m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    let cargo = std::env::var_os("CARGO_MANIFEST_DIR").is_some();
+    let run = |bin: &str| {
+        if cargo {
+            format!("cargo run -q --release --bin {bin} --")
         } else {
-            (String::new(), String::new())
-        };
-        let (client, daemon) = (run("keyhatch"), run("keyhatchd"));
-        println!(
-            "keyhatchd is ready; {} is its configuration. In a second shell:\n\n\
-             \x20 {bold}{client}{bots} get demo/api-key{plain}\n\
-             \x20 {bold}printf %s my-value | {daemon} store put my/secret{ops}{plain}\n\
-             \x20 {bold}{client}{bots} whoami{plain}\n",
-            config.display()
-        );
-    }
+            bin.to_owned()
+        }
+    };
+    let option = |name: &str, at: &Path, default: &Path| {
+        if at == default {
+            String::new()
+        } else {
+            format!(" --{name} {}", shell_quoted(&at.display().to_string()))
+        }
+    };
+    let (client, daemon) = (run("keyhatch"), run("keyhatchd"));
+    let bots = option("socket", bots, &paths::bot_socket());
+    let ops = option("admin-socket", ops, &paths::admin_socket());
+    say(format_args!(
+        "keyhatchd is ready; {} is its configuration. In a second shell:\n\n\
+         \x20 {bold}{client}{bots} get demo/api-key{plain}\n\
+         \x20 {bold}printf %s my-value | {daemon} store put my/secret{ops}{plain}\n\
+         \x20 {bold}{client}{bots} whoami{plain}\n",
+        config.display()
+    ));
 }
 
 /// A folder that only the caller can use, made where it is missing.
 fn make_own_folder(path: &Path) -> Result<(), String> {
-    if let Some(above) = path.parent() {
-        fs::create_dir_all(above).map_err(|error| format!("{}: {error}", above.display()))?;
-    }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(format!("{}: {error}", path.display()));
-        }
-        _ => {}
+    // Not left to the umask: with a group of one's own it may be 002, and what others can write is refused.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    // A folder that is not ours to use, or no folder at all, is named below.
+    if let (Err(error), true) = (made, fs::symlink_metadata(path).is_err()) {
+        return Err(format!("{}: {error}", path.display()));
     }
     // In a folder that all may write, such as /tmp, somebody else may have been first.
-    let meta = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let meta =
+        fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
     if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
-        return Err(format!("{}: is not a folder of yours; remove it or use --dir DIR", path.display()));
+        return Err(format!(
+            "{}: is not a folder of yours; remove it or use --dir DIR",
+            path.display()
+        ));
     }
     Ok(())
 }
@@ -179,7 +212,12 @@ fn make_store(store: &Path, key: &KeySource) -> Result<(), String> {
     let sample = Name::parse("demo/api-key").map_err(|error| error.to_string())?;
     let value = Value::new(b"demo-value-from-keyhatch".to_vec()).map_err(text)?;
     edit.put(&sample, value, Previous::Keep).map_err(text)?;
-    let sealed = edit.seal(Actor { uid: geteuid().as_raw(), login_uid: None }).map_err(text)?;
+    let sealed = edit
+        .seal(Actor {
+            uid: geteuid().as_raw(),
+            login_uid: None,
+        })
+        .map_err(text)?;
     guard.create(&sealed).map_err(|error| error.to_string())
 }
 
@@ -190,5 +228,9 @@ fn toml_string(text: &str) -> String {
 
 fn shell_quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }

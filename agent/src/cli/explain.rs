@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keyhatch_protocol::{Action, Name};
 
-use super::{ConfigAt, exit, fail};
+use super::{ConfigAt, exit, fail, say};
 use crate::audit::{self, Filter};
 use crate::config::{self, Config, Depth};
 use crate::identity::{Images, Peer, accounts};
@@ -46,7 +46,9 @@ pub fn explain(args: &Args) -> u8 {
     if let Some(id) = &args.request {
         return explain_request(&config, id);
     }
-    let Some(secret) = &args.secret else { return fail(exit::USAGE, "name a secret with --secret") };
+    let Some(secret) = &args.secret else {
+        return fail(exit::USAGE, "name a secret with --secret");
+    };
     match find(&config, args) {
         Ok(found) => explain_decision(&config.policy, &found, args.action, secret),
         Err(why) => fail(exit::USAGE, why),
@@ -59,39 +61,78 @@ fn explain_request(config: &Config, id: &str) -> u8 {
         Ok(records) => records,
         Err(error) => return fail(exit::FAILED, error),
     };
-    let of_request: Vec<_> =
-        records.iter().filter(|record| record.request_id.as_deref() == Some(id)).collect();
+    let of_request: Vec<_> = records
+        .iter()
+        .filter(|record| record.request_id.as_deref() == Some(id))
+        .collect();
     let Some(last) = of_request.last() else {
-        return fail(exit::NOT_FOUND, format_args!("no record of a request {id:?}"));
+        return fail(
+            exit::NOT_FOUND,
+            format_args!("no record of a request {id:?}"),
+        );
     };
     for record in &of_request {
-        println!("{}", audit::format_line(record, false));
+        say(audit::format_line(record, false));
         if let Some(rule) = &record.rule {
-            println!("  decided by {rule}: {}", line_at(rule).unwrap_or_default());
+            say(format_args!(
+                "  decided by {rule}: {}",
+                line_at(rule).unwrap_or_default()
+            ));
         }
-        if let Some(nearest) = record.extra().get("nearest").and_then(|nearest| nearest.as_str()) {
-            println!("  {nearest}");
+        if let Some(nearest) = record
+            .extra()
+            .get("nearest")
+            .and_then(|nearest| nearest.as_str())
+        {
+            say(format_args!("  {}", audit::safe(nearest)));
         }
     }
-    if last.decision == "allow" { 0 } else { exit::DENIED }
+    if last.decision == "allow" {
+        0
+    } else {
+        exit::DENIED
+    }
 }
 
 fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &Name) -> u8 {
     match found {
-        BotMatch::Bot(id) => println!("bot: {}", bot_name(policy, *id)),
+        BotMatch::Bot(id) => {
+            if let Some(bot) = policy.bot(*id) {
+                say(format_args!(
+                    "bot: {}, at {}, roles: {}",
+                    bot.name,
+                    bot.place,
+                    bot.roles.join(" ")
+                ));
+            }
+        }
         BotMatch::NoBot { nearest } => {
-            println!("bot: none; {}", nearest.as_deref().unwrap_or("the configuration has no bot"));
+            let nearest = nearest.as_deref().unwrap_or("the configuration has no bot");
+            say(format_args!("bot: none; {}", audit::safe(nearest)));
         }
         BotMatch::Ambiguous(bots) => {
             let names: Vec<&str> = bots.iter().map(|id| bot_name(policy, *id)).collect();
-            println!("bot: ambiguous, equally specific: {}", names.join(", "));
+            say(format_args!(
+                "bot: ambiguous, equally specific: {}",
+                names.join(", ")
+            ));
         }
     }
     let decision = policy.decide(found, action, secret);
-    let word = if decision.allowed() { "allowed" } else { "denied" };
-    println!("{action} {secret}: {word}, {}", decision.reason());
+    let word = if decision.allowed() {
+        "allowed"
+    } else {
+        "denied"
+    };
+    say(format_args!(
+        "{action} {secret}: {word}, {}",
+        decision.reason()
+    ));
     if let Some(rule) = decision.rule() {
-        println!("decided by {rule}: {}", line_at(rule).unwrap_or_default());
+        say(format_args!(
+            "decided by {rule}: {}",
+            line_at(rule).unwrap_or_default()
+        ));
     }
     if decision.allowed() { 0 } else { exit::DENIED }
 }
@@ -111,7 +152,9 @@ fn line_at(rule: &str) -> Option<String> {
 fn find(config: &Config, args: &Args) -> Result<BotMatch, String> {
     let policy = &config.policy;
     if let Some(bot) = &args.bot {
-        let id = policy.bot_by_name(bot).ok_or_else(|| format!("there is no bot {bot:?}"))?;
+        let id = policy
+            .bot_by_name(bot)
+            .ok_or_else(|| format!("there is no bot {bot:?}"))?;
         return Ok(BotMatch::Bot(id));
     }
     let accounts = accounts::look_up(policy);
@@ -139,8 +182,14 @@ fn facts_of_process(pid: i32, policy: &Arc<Policy>, state_dir: &Path) -> Result<
 fn imagined(text: &str, policy: &Policy, accounts: &Accounts) -> Result<Facts, String> {
     let mut facts = Facts::default();
     for pair in text.split(',') {
-        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not KEY=VALUE"))?;
-        let number = || value.parse::<u32>().map_err(|_| format!("{key} is a number, not {value:?}"));
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("{pair:?} is not KEY=VALUE"))?;
+        let number = || {
+            value
+                .parse::<u32>()
+                .map_err(|_| format!("{key} is a number, not {value:?}"))
+        };
         match key {
             "uid" => facts.uid = Some(number()?),
             "gid" => facts.gid = Some(number()?),
@@ -149,8 +198,17 @@ fn imagined(text: &str, policy: &Policy, accounts: &Accounts) -> Result<Facts, S
             "unit" => facts.unit = Some(value.into()),
             "user_unit" => facts.user_unit = Some(value.into()),
             "cgroup" => facts.cgroup = Some(value.into()),
-            "exe" => facts.exe.extend(policy.exe_paths().get(Path::new(value)).map(|path| path.to_path_buf())),
-            other => return Err(format!("no such fact {other:?}; there is user, uid, group, gid, unit, user_unit, cgroup, exe")),
+            "exe" => facts.exe.extend(
+                policy
+                    .exe_paths()
+                    .get(Path::new(value))
+                    .map(|path| path.to_path_buf()),
+            ),
+            other => {
+                return Err(format!(
+                    "no such fact {other:?}; there is user, uid, group, gid, unit, user_unit, cgroup, exe"
+                ));
+            }
         }
     }
     Ok(facts)
@@ -158,14 +216,28 @@ fn imagined(text: &str, policy: &Policy, accounts: &Accounts) -> Result<Facts, S
 
 fn uid_of(name: &str, accounts: &Accounts) -> Result<u32, String> {
     let known = accounts.users.get(name).copied();
-    let looked_up = || nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    known.or_else(looked_up).ok_or_else(|| format!("there is no user {name:?}"))
+    let looked_up = || {
+        nix::unistd::User::from_name(name)
+            .ok()
+            .flatten()
+            .map(|user| user.uid.as_raw())
+    };
+    known
+        .or_else(looked_up)
+        .ok_or_else(|| format!("there is no user {name:?}"))
 }
 
 fn gid_of(name: &str, accounts: &Accounts) -> Result<u32, String> {
     let known = accounts.groups.get(name).copied();
-    let looked_up = || nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
-    known.or_else(looked_up).ok_or_else(|| format!("there is no group {name:?}"))
+    let looked_up = || {
+        nix::unistd::Group::from_name(name)
+            .ok()
+            .flatten()
+            .map(|group| group.gid.as_raw())
+    };
+    known
+        .or_else(looked_up)
+        .ok_or_else(|| format!("there is no group {name:?}"))
 }
 
 fn name(text: &str) -> Result<Name, String> {
@@ -173,5 +245,6 @@ fn name(text: &str) -> Result<Name, String> {
 }
 
 fn action(text: &str) -> Result<Action, String> {
-    text.parse().map_err(|()| "an action is read, list, watch, rotate or use".into())
+    text.parse()
+        .map_err(|()| "an action is read, list, watch, rotate or use".into())
 }

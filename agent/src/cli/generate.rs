@@ -20,13 +20,21 @@ pub struct Man {
 }
 
 pub fn completions(args: &Completions) -> u8 {
-    clap_complete::generate(args.shell, &mut Cli::command(), "keyhatchd", &mut std::io::stdout());
+    clap_complete::generate(
+        args.shell,
+        &mut Cli::command(),
+        "keyhatchd",
+        &mut std::io::stdout(),
+    );
     0
 }
 
 pub fn man(args: &Man) -> u8 {
     match clap_mangen::generate_to(Cli::command(), &args.dir) {
         Ok(()) => 0,
-        Err(error) => fail(exit::FAILED, format_args!("{}: {error}", args.dir.display())),
+        Err(error) => fail(
+            exit::FAILED,
+            format_args!("{}: {error}", args.dir.display()),
+        ),
     }
 }

@@ -8,9 +8,11 @@ mod explain;
 mod generate;
 mod paths;
 mod run;
+mod status;
 mod store;
 mod store_files;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,9 +29,16 @@ mod exit {
     pub const CONFIG: u8 = 78;
 }
 
+const EXITS: &str = "\
+Exit codes:
+  0 done, 1 failed, 2 usage, 66 no such secret, 69 agent not reachable, 75 try again, 77 denied, 78 bad configuration
+
+Example:
+  keyhatchd dev";
+
 /// A per-host secrets agent for bots: the daemon and its ops verbs.
 #[derive(Parser)]
-#[command(name = "keyhatchd", version, max_term_width = 100)]
+#[command(name = "keyhatchd", version, max_term_width = 100, after_help = EXITS)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -43,7 +52,7 @@ enum Verb {
     /// Run a ready daemon on an encrypted store of your own; nothing to configure
     #[command(after_help = "Example: keyhatchd dev")]
     Dev(dev::Args),
-    /// Parse and validate everything, start nothing; exit 0, or 78 with file:line
+    /// Parse and validate everything, start nothing; exit 0, or 78 with <file:line>
     #[command(after_help = "Example: keyhatchd check --config /etc/keyhatch/keyhatch.toml")]
     Check(check::Args),
     /// Say which rule decides, and why; exit 0 allowed, 77 denied
@@ -66,10 +75,16 @@ enum Verb {
     #[command(after_help = "Example: keyhatchd unseal")]
     Unseal(admin::Args),
     /// Print a shell completion script
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "Example: keyhatchd completions bash > /etc/bash_completion.d/keyhatchd"
+    )]
     Completions(generate::Completions),
     /// Write man pages
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "Example: keyhatchd man --dir /usr/share/man/man8"
+    )]
     Man(generate::Man),
 }
 
@@ -99,6 +114,11 @@ pub fn main() -> ExitCode {
         Verb::Man(args) => generate::man(&args),
     };
     ExitCode::from(code)
+}
+
+/// Prints a line. Who reads may have gone, as `head` does, which is no failure.
+fn say(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{what}");
 }
 
 /// Tells what failed, and how the command ends.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use keyhatch_protocol::DEFAULT_ADMIN_SOCKET;
+use keyhatch_protocol::{DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET};
 use nix::unistd::geteuid;
 
 /// The configuration of the service.
@@ -24,10 +24,25 @@ pub fn dev_state() -> Option<PathBuf> {
     Some(state.or_else(home)?.join("keyhatch"))
 }
 
+/// The bots' socket that a client asks where none is named.
+pub fn bot_socket() -> PathBuf {
+    let named = std::env::var_os("KEYHATCH_SOCKET").filter(|path| !path.is_empty());
+    let service = Path::new(DEFAULT_SOCKET);
+    match named {
+        Some(path) => path.into(),
+        None if service.exists() => service.to_owned(),
+        None => dev_sockets().join("keyhatch.sock"),
+    }
+}
+
 /// The admin socket that is meant where none is named: the service's, else the caller's own.
 pub fn admin_socket() -> PathBuf {
     let service = Path::new(DEFAULT_ADMIN_SOCKET);
-    if service.exists() { service.to_owned() } else { dev_sockets().join("admin.sock") }
+    if service.exists() {
+        service.to_owned()
+    } else {
+        dev_sockets().join("admin.sock")
+    }
 }
 
 /// The XDG base directory specification: a relative path is ignored.

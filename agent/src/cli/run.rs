@@ -5,10 +5,11 @@ use std::path::Path;
 use super::{exit, fail};
 use crate::config::{self, Depth};
 use crate::daemon::{self, StartError};
+use crate::files::Trust;
 
 pub fn run(config: &Path) -> u8 {
     daemon::log_to_journald_or_stderr();
-    let loaded = match config::load(config, Depth::Full) {
+    let loaded = match config::load(config, Depth::Full(Trust::own())) {
         Ok(loaded) => loaded,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));

@@ -39,7 +39,9 @@ enum Verb {
     #[command(after_help = "Example: printf %s \"$VALUE\" | keyhatchd store put openai/api-key")]
     Put(Put),
     /// Print a secret's value; only with --store and --key
-    #[command(after_help = "Example: keyhatchd store get openai/api-key --store ./store --key file:./store.key")]
+    #[command(
+        after_help = "Example: keyhatchd store get openai/api-key --store ./store --key file:./store.key"
+    )]
     Get(Named),
     /// List names, versions and sizes
     #[command(after_help = "Example: keyhatchd store list")]
@@ -89,7 +91,7 @@ pub struct At {
     /// Work on the files of this folder instead of asking the daemon
     #[arg(long, value_name = "DIR", requires = "key")]
     pub store: Option<PathBuf>,
-    /// The key of --store: file:PATH or credential:NAME
+    /// The key of --store: <file:PATH> or credential:NAME
     #[arg(long, value_name = "KEY", requires = "store")]
     pub key: Option<KeySource>,
     #[command(flatten)]
@@ -104,7 +106,7 @@ struct Init {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// The key: file:PATH, made where it does not exist, or credential:NAME
+    /// The key: <file:PATH>, made where it does not exist, or credential:NAME
     #[arg(long, value_name = "KEY")]
     key: KeySource,
 }
@@ -184,7 +186,7 @@ struct Rekey {
 #[derive(clap::Args)]
 struct KeyAdd {
     label: String,
-    /// The key to add: file:PATH, made where it does not exist, or credential:NAME
+    /// The key to add: <file:PATH>, made where it does not exist, or credential:NAME
     #[arg(value_name = "NEW_KEY")]
     new_key: KeySource,
     #[command(flatten)]
@@ -200,14 +202,27 @@ struct KeyRm {
 
 /// What a verb asks of a store, wherever it is.
 pub enum Asked {
-    Put { name: Name, value: Value, revoke: bool },
-    Generate { name: Name, length: usize },
+    Put {
+        name: Name,
+        value: Value,
+        revoke: bool,
+    },
+    Generate {
+        name: Name,
+        length: usize,
+    },
     Rm(Name),
     List,
     Verify,
-    Import { values: Vec<(Name, Value)>, dry_run: bool },
+    Import {
+        values: Vec<(Name, Value)>,
+        dry_run: bool,
+    },
     Rekey(Vec<Key>),
-    KeyAdd { label: String, key: Key },
+    KeyAdd {
+        label: String,
+        key: Key,
+    },
     KeyList,
     KeyRm(String),
     AcceptOlder,
@@ -224,24 +239,49 @@ pub fn store(args: Args) -> u8 {
             ),
         },
         Verb::Put(put) => match read_value(put.trim) {
-            Ok(value) => ask(&put.at, Asked::Put { name: put.name, value, revoke: put.revoke_previous }),
+            Ok(value) => ask(
+                &put.at,
+                Asked::Put {
+                    name: put.name,
+                    value,
+                    revoke: put.revoke_previous,
+                },
+            ),
             Err(why) => fail(exit::FAILED, why),
         },
         Verb::List(plain) => ask(&plain.at, Asked::List),
         Verb::Rm(rm) => ask(&rm.at, Asked::Rm(rm.name)),
         Verb::Import(args) => match read_import(&args) {
-            Ok(values) => ask(&args.at, Asked::Import { values, dry_run: args.dry_run }),
+            Ok(values) => ask(
+                &args.at,
+                Asked::Import {
+                    values,
+                    dry_run: args.dry_run,
+                },
+            ),
             Err(why) => fail(exit::FAILED, why),
         },
-        Verb::Generate(args) => ask(&args.at, Asked::Generate { name: args.name, length: args.length }),
-        Verb::Rekey(args) => match args.keep_key.iter().map(|key| store_files::key_of(key)).collect() {
+        Verb::Generate(args) => ask(
+            &args.at,
+            Asked::Generate {
+                name: args.name,
+                length: args.length,
+            },
+        ),
+        Verb::Rekey(args) => match args.keep_key.iter().map(store_files::key_of).collect() {
             Ok(keys) => ask(&args.at, Asked::Rekey(keys)),
             Err(why) => fail(exit::FAILED, why),
         },
         Verb::Verify(plain) => ask(&plain.at, Asked::Verify),
         Verb::AcceptOlder(plain) => ask(&plain.at, Asked::AcceptOlder),
         Verb::Key(KeyVerb::Add(args)) => match store_files::make_or_read_key(&args.new_key) {
-            Ok(key) => ask(&args.at, Asked::KeyAdd { label: args.label, key }),
+            Ok(key) => ask(
+                &args.at,
+                Asked::KeyAdd {
+                    label: args.label,
+                    key,
+                },
+            ),
             Err(why) => fail(exit::FAILED, why),
         },
         Verb::Key(KeyVerb::List(plain)) => ask(&plain.at, Asked::KeyList),
@@ -272,58 +312,103 @@ fn show(done: &Json, json: bool) {
 
 /// What was done, for people.
 fn told(done: &Json) -> String {
-    let text = |row: &Json, key: &str| row.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let text = |row: &Json, key: &str| {
+        row.get(key)
+            .and_then(Json::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let rows = |key: &str| done.get(key).and_then(Json::as_array).cloned();
     if let Some(results) = rows("results") {
         // The contract's word for an import that changes nothing is `same`.
         let word = |row: &Json| text(row, "result").replace("unchanged", "same");
-        let lines = results.iter().map(|row| format!("{} {}", word(row), text(row, "name")));
+        let lines = results
+            .iter()
+            .map(|row| format!("{} {}", word(row), text(row, "name")));
         return lines.collect::<Vec<_>>().join("\n");
     }
     if let Some(secrets) = rows("secrets") {
         let bytes = |row: &Json| row.get("bytes").and_then(Json::as_u64).unwrap_or_default();
         let lines = secrets.iter().map(|row| {
-            format!("{}\t{}\t{}\t{} bytes", text(row, "name"), text(row, "version"), text(row, "updated_at"), bytes(row))
+            format!(
+                "{}\t{}\t{}\t{} bytes",
+                text(row, "name"),
+                text(row, "version"),
+                text(row, "updated_at"),
+                bytes(row)
+            )
         });
         return lines.collect::<Vec<_>>().join("\n");
     }
     if let Some(keys) = rows("keys") {
-        let lines = keys.iter().map(|row| format!("{}\t{}", text(row, "label"), text(row, "fingerprint")));
+        let lines = keys
+            .iter()
+            .map(|row| format!("{}\t{}", text(row, "label"), text(row, "fingerprint")));
         return lines.collect::<Vec<_>>().join("\n");
     }
     if let Some(generation) = done.get("generation") {
-        let count = done.get("secrets").map(|count| format!("{count} secrets, ")).unwrap_or_default();
+        let count = done
+            .get("secrets")
+            .map(|count| format!("{count} secrets, "))
+            .unwrap_or_default();
         return format!("{count}generation {generation}");
     }
-    format!("{} {} {}", text(done, "result"), text(done, "name"), text(done, "version")).trim_end().to_owned()
+    format!(
+        "{} {} {}",
+        text(done, "result"),
+        text(done, "name"),
+        text(done, "version")
+    )
+    .trim_end()
+    .to_owned()
 }
 
 /// A verb as a request to the admin socket.
 fn request(asked: Asked, source: Option<&str>) -> (String, Bytes) {
     let (verb, query, body) = match asked {
-        Asked::Put { name, value, revoke } => {
+        Asked::Put {
+            name,
+            value,
+            revoke,
+        } => {
             let revoke = if revoke { "&revoke_previous=true" } else { "" };
-            ("put", format!("name={}{revoke}", escaped(name.as_str())), Bytes::copy_from_slice(value.as_bytes()))
+            (
+                "put",
+                format!("name={}{revoke}", escaped(name.as_str())),
+                Bytes::copy_from_slice(value.as_bytes()),
+            )
         }
-        Asked::Generate { name, length } => {
-            ("generate", format!("name={}&length={length}", escaped(name.as_str())), Bytes::new())
-        }
-        Asked::Rm(name) => ("rm", format!("name={}", escaped(name.as_str())), Bytes::new()),
+        Asked::Generate { name, length } => (
+            "generate",
+            format!("name={}&length={length}", escaped(name.as_str())),
+            Bytes::new(),
+        ),
+        Asked::Rm(name) => (
+            "rm",
+            format!("name={}", escaped(name.as_str())),
+            Bytes::new(),
+        ),
         Asked::List => ("list", String::new(), Bytes::new()),
         Asked::Verify => ("verify", String::new(), Bytes::new()),
-        Asked::Import { values, dry_run } => ("import", String::new(), import_body(&values, dry_run)),
+        Asked::Import { values, dry_run } => {
+            ("import", String::new(), import_body(&values, dry_run))
+        }
         Asked::Rekey(keys) => {
             let bytes: Vec<u8> = keys.iter().flat_map(|key| *key.as_bytes()).collect();
             ("rekey", String::new(), bytes.into())
         }
-        Asked::KeyAdd { label, key } => {
-            ("key-add", format!("label={}", escaped(&label)), Bytes::copy_from_slice(key.as_bytes()))
-        }
+        Asked::KeyAdd { label, key } => (
+            "key-add",
+            format!("label={}", escaped(&label)),
+            Bytes::copy_from_slice(key.as_bytes()),
+        ),
         Asked::KeyList => ("key-list", String::new(), Bytes::new()),
         Asked::KeyRm(label) => ("key-rm", format!("label={}", escaped(&label)), Bytes::new()),
         Asked::AcceptOlder => ("accept-older", String::new(), Bytes::new()),
     };
-    let source = source.map(|source| format!("&source={}", escaped(source))).unwrap_or_default();
+    let source = source
+        .map(|source| format!("&source={}", escaped(source)))
+        .unwrap_or_default();
     (format!("/v1/store/{verb}?{query}{source}"), body)
 }
 
@@ -332,13 +417,21 @@ fn import_body(values: &[(Name, Value)], dry_run: bool) -> Bytes {
         .iter()
         .map(|(name, value)| json!({ "name": name, "value_base64": STANDARD.encode(value.as_bytes()) }))
         .collect();
-    json!({ "values": values, "dry_run": dry_run }).to_string().into()
+    json!({ "values": values, "dry_run": dry_run })
+        .to_string()
+        .into()
 }
 
 fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/@".contains(&byte);
     text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
         .collect()
 }
 
@@ -354,11 +447,17 @@ fn read_value(trim: bool) -> Result<Value, String> {
         bytes.pop_if(|last| *last == b'\n');
     } else {
         let limit = MAX_VALUE as u64 + 2;
-        stdin.lock().take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        stdin
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| error.to_string())?;
         if trim {
             bytes.pop_if(|last| *last == b'\n');
         } else if bytes.last() == Some(&b'\n') {
-            eprintln!("keyhatchd: warning: the value ends in a newline, which is kept; --trim drops it");
+            eprintln!(
+                "keyhatchd: warning: the value ends in a newline, which is kept; --trim drops it"
+            );
         }
     }
     Value::new(bytes).map_err(|error| error.to_string())
@@ -368,10 +467,20 @@ fn read_import(args: &Import) -> Result<Vec<(Name, Value)>, String> {
     let mut bytes = Zeroizing::new(Vec::new());
     let (what, read) = match &args.file {
         Some(path) => {
-            let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            (path.display().to_string(), file.take(LARGEST_IMPORT + 1).read_to_end(&mut bytes))
+            let file = std::fs::File::open(path)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            (
+                path.display().to_string(),
+                file.take(LARGEST_IMPORT + 1).read_to_end(&mut bytes),
+            )
         }
-        None => ("standard input".into(), io::stdin().lock().take(LARGEST_IMPORT + 1).read_to_end(&mut bytes)),
+        None => (
+            "standard input".into(),
+            io::stdin()
+                .lock()
+                .take(LARGEST_IMPORT + 1)
+                .read_to_end(&mut bytes),
+        ),
     };
     read.map_err(|error| format!("{what}: {error}"))?;
     if bytes.len() as u64 > LARGEST_IMPORT {
@@ -379,7 +488,8 @@ fn read_import(args: &Import) -> Result<Vec<(Name, Value)>, String> {
     }
     let key = match &args.fernet_key {
         Some(path) => Zeroizing::new(
-            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
+            std::fs::read_to_string(path)
+                .map_err(|error| format!("{}: {error}", path.display()))?,
         ),
         None => Zeroizing::default(),
     };

@@ -24,7 +24,9 @@ pub fn init(store: &Path, key: &KeySource) -> u8 {
     let made = make_or_read_key(key).and_then(|key| {
         let folder = Folder::init(store).map_err(|error| error.to_string())?;
         let guard = folder.lock().map_err(|error| error.to_string())?;
-        let sealed = Edit::create(&key).and_then(|edit| edit.seal(actor())).map_err(|e| e.to_string())?;
+        let sealed = Edit::create(&key)
+            .and_then(|edit| edit.seal(actor()))
+            .map_err(|e| e.to_string())?;
         guard.create(&sealed).map_err(|error| error.to_string())
     });
     match made {
@@ -68,22 +70,39 @@ pub fn act(store: &Path, key: &KeySource, asked: Asked) -> Result<Json, String> 
 fn change(edit: &mut Edit, own: &Key, asked: Asked) -> Result<Json, String> {
     let failed = |error: crate::store::StoreError| error.to_string();
     match asked {
-        Asked::Put { name, value, revoke } => {
-            let previous =
-                if revoke { crate::store::Previous::Revoke } else { crate::store::Previous::Keep };
-            Ok(told(&name, &edit.put(&name, value, previous).map_err(failed)?))
+        Asked::Put {
+            name,
+            value,
+            revoke,
+        } => {
+            let previous = if revoke {
+                crate::store::Previous::Revoke
+            } else {
+                crate::store::Previous::Keep
+            };
+            Ok(told(
+                &name,
+                &edit.put(&name, value, previous).map_err(failed)?,
+            ))
         }
-        Asked::Generate { name, length } => Ok(told(&name, &edit.generate(&name, length).map_err(failed)?)),
+        Asked::Generate { name, length } => {
+            Ok(told(&name, &edit.generate(&name, length).map_err(failed)?))
+        }
         Asked::Rm(name) if edit.remove(&name) => Ok(json!({ "name": name, "result": "removed" })),
         Asked::Rm(name) => Err(format!("there is no secret {name}")),
         Asked::List => Ok(json!({ "secrets": edit.list() })),
-        Asked::Verify => Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() })),
+        Asked::Verify => {
+            Ok(json!({ "secrets": edit.list().len(), "generation": edit.generation() }))
+        }
         Asked::Import { values, dry_run } => {
-            let plan = edit.plan(&values);
-            if !dry_run {
-                edit.import(values).map_err(failed)?;
-            }
-            Ok(json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }))
+            let plan = if dry_run {
+                edit.plan(&values)
+            } else {
+                edit.import(values).map_err(failed)?
+            };
+            Ok(
+                json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }),
+            )
         }
         Asked::Rekey(others) => {
             let keys: Vec<&Key> = std::iter::once(own).chain(&others).collect();
@@ -117,12 +136,20 @@ pub fn key_of(key: &KeySource) -> Result<Key, String> {
 
 /// The key of a file, which is made (0600) where it does not exist.
 pub fn make_or_read_key(source: &KeySource) -> Result<Key, String> {
-    let KeySource::File(path) = source else { return key_of(source) };
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let KeySource::File(path) = source else {
+        return key_of(source);
+    };
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     match made {
         Ok(mut file) => {
             let key = Key::generate().map_err(|error| error.to_string())?;
-            let kept = file.write_all(key.as_bytes()).and_then(|()| file.sync_all());
+            let kept = file
+                .write_all(key.as_bytes())
+                .and_then(|()| file.sync_all());
             kept.map_err(|error| format!("{}: {error}", path.display()))?;
             Ok(key)
         }
@@ -143,12 +170,20 @@ fn open(store: &Path, key: &KeySource) -> Result<(Key, Edit), String> {
 fn open_folder(store: &Path) -> Result<(Folder, Trust), String> {
     let trust = Trust::of_daemon(store);
     files::open_folder(store, Holds::Access, trust).map_err(|error| error.to_string())?;
-    Ok((Folder::open(store).map_err(|error| error.to_string())?, trust))
+    Ok((
+        Folder::open(store).map_err(|error| error.to_string())?,
+        trust,
+    ))
 }
 
 /// Who runs this verb, for the daemon's record.
 fn actor() -> Actor {
     let login = std::fs::read_to_string("/proc/self/loginuid").ok();
-    let login_uid = login.and_then(|text| text.trim().parse().ok()).filter(|uid| *uid != u32::MAX);
-    Actor { uid: getuid().as_raw(), login_uid }
+    let login_uid = login
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|uid| *uid != u32::MAX);
+    Actor {
+        uid: getuid().as_raw(),
+        login_uid,
+    }
 }

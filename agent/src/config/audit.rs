@@ -96,11 +96,11 @@ fn check_sizes(audit: &Audit, section: &Section<'_>, report: &mut Report) {
         let text = "`segment` must be from \"64KiB\" to \"1GiB\", it is reserved ahead and mapped, change it";
         report.error(&value.place(), text);
     }
-    if audit.keep < audit.segment
+    if audit.keep / 2 < audit.segment
         && let Some(value) = section.get("keep").or_else(|| section.get("segment"))
     {
         let text = format!(
-            "`keep` is less than `segment` ({} < {} bytes), so that not one segment would fit, make it larger",
+            "`keep` is less than two times `segment` ({} < 2 * {} bytes), one that is closed and one that is written, make it larger",
             audit.keep, audit.segment
         );
         report.error(&value.place(), text);

@@ -47,7 +47,7 @@ pub(super) fn checked_account(
         report.error(place, format!("{what} {name:?} {why}"));
         return None;
     }
-    if depth == Depth::Full && !exists(what, name) {
+    if depth != Depth::ContentOnly && !exists(what, name) {
         let text = format!(
             "there is no {what} {name:?} on this host yet, nobody matches it until there is"
         );

@@ -6,6 +6,7 @@
 mod agent;
 mod audit;
 mod document;
+mod held;
 mod host;
 mod rules;
 mod section;
@@ -19,9 +20,10 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use source::{KeySource, KeySourceError, STORE_FILE, Source, SourceKind, owner};
 pub use stamps::Stamps;
-pub use source::{KeySource, KeySourceError, Source, SourceKind, owner};
 
+use crate::files::Trust;
 pub use crate::policy::{Diagnostic, Place};
 use crate::policy::{Policy, Report, Rules, suggest};
 
@@ -38,8 +40,8 @@ const LATER_TABLES: [&str; 5] = ["detect", "dropin", "honeytoken", "rotation", "
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Everything: also owners and modes of files, and users and groups.
-    Full,
+    /// Everything: also owners and modes of files, as far as the daemon trusts them, and users and groups.
+    Full(Trust),
     /// What the files say, for use off the host.
     ContentOnly,
 }
@@ -85,14 +87,26 @@ fn assemble(
             parts.add(&value, &mut report);
         }
     }
+    let main = documents.first().map_or_else(
+        || parts.agent.place(),
+        |document| Place {
+            file: document.name().clone(),
+            line: 0,
+        },
+    );
     let agent = agent::read(&parts.agent, depth, &mut report);
+    let state_place = parts
+        .agent
+        .get("state_dir")
+        .map_or_else(|| main.clone(), |value| value.place());
+    held::check_state_dir(&agent.state_dir, &state_place, depth, &mut report);
     let audit = audit::read(&parts.audit, &mut report);
     check_audit_dir(&agent, &audit, &parts, &mut report);
     let taken = [
         ("state_dir", agent.state_dir.as_path()),
         ("audit dir", audit.dir.as_path()),
     ];
-    let sources = source::read_all(&parts.sources, &taken, &mut report);
+    let sources = source::read_all(&parts.sources, &taken, &main, depth, &mut report);
     let policy = read_policy(&parts, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
@@ -169,7 +183,7 @@ fn read_policy(
     for (name, section) in &parts.roles {
         rules.roles.extend(rules::read_role(name, section, report));
     }
-    if depth == Depth::Full {
+    if let Depth::Full(_) = depth {
         for bot in &rules.bots {
             host::check_exe(bot, report);
         }

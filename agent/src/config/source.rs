@@ -7,7 +7,11 @@ use std::str::FromStr;
 use keyhatch_protocol::Name;
 
 use super::section::{Section, checked_name, not_yet, one_of, shown};
+use super::{Depth, held};
 use crate::policy::{At, Place, Report};
+
+/// The name of a store's file in its folder.
+pub const STORE_FILE: &str = "store.khs";
 
 const DEFAULT_STORE: &str = "/var/lib/keyhatch/store";
 const DEFAULT_KEY: &str = "keyhatch.key";
@@ -100,14 +104,20 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// Every source; its store may be none of the folders that are `taken`.
+/// Every source; its store may be none of the folders that are `taken`. Where the file has none, `main` is
+/// the place of the default.
 pub(super) fn read_all(
     sections: &[Section<'_>],
     taken: &[(&str, &Path)],
+    main: &Place,
+    depth: Depth,
     report: &mut Report,
 ) -> Vec<Source> {
     if sections.is_empty() {
-        return vec![Source::local()];
+        let local = Source::local();
+        let SourceKind::File { path, key } = &local.kind;
+        held::check_store(path, key, [main, main], depth, report);
+        return vec![local];
     }
     let mut sources: Vec<(Source, Place)> = Vec::new();
     for section in sections {
@@ -117,6 +127,9 @@ pub(super) fn read_all(
         for (first, first_place) in &sources {
             check_pair(first, first_place, &source, section, report);
         }
+        let SourceKind::File { path, key } = &source.kind;
+        let places = [&section.place_of("path"), &section.place_of("key")];
+        held::check_store(path, key, places, depth, report);
         sources.push((source, section.place()));
     }
     sources.into_iter().map(|(source, _)| source).collect()

@@ -13,7 +13,10 @@ impl Stamps {
     /// The files of a configuration, and the folder in which more may appear.
     #[must_use]
     pub fn of(files: &[PathBuf]) -> Self {
-        let folder = files.first().and_then(|main| main.parent()).map(|above| above.join("conf.d"));
+        let folder = files
+            .first()
+            .and_then(|main| main.parent())
+            .map(|above| above.join("conf.d"));
         let all = files.iter().cloned().chain(folder);
         Self(all.map(|path| (path.clone(), stamp(&path))).collect())
     }
@@ -27,5 +30,11 @@ impl Stamps {
 
 fn stamp(path: &Path) -> Stamp {
     let meta = std::fs::metadata(path).ok()?;
-    Some((meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+    Some((
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ))
 }

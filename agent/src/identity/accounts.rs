@@ -15,7 +15,13 @@ const HOLDS: Duration = Duration::from_secs(1);
 
 /// The last answer, with the policy it was looked up for.
 #[derive(Default)]
-pub struct Lookup(Mutex<Option<(Instant, Arc<Policy>, Arc<Accounts>)>>);
+pub struct Lookup(Mutex<Option<Answer>>);
+
+struct Answer {
+    when: Instant,
+    policy: Arc<Policy>,
+    accounts: Arc<Accounts>,
+}
 
 impl Lookup {
     /// The ids of all names that `policy` selects on.
@@ -29,15 +35,20 @@ impl Lookup {
         let asked = Arc::clone(policy);
         let accounts = tokio::task::spawn_blocking(move || look_up(&asked)).await;
         let accounts = Arc::new(accounts.unwrap_or_default());
-        let kept = (Instant::now(), Arc::clone(policy), Arc::clone(&accounts));
+        let kept = Answer {
+            when: Instant::now(),
+            policy: Arc::clone(policy),
+            accounts: Arc::clone(&accounts),
+        };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         accounts
     }
 
     fn known(&self, policy: &Arc<Policy>) -> Option<Arc<Accounts>> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (when, of, accounts) = last.as_ref()?;
-        (when.elapsed() < HOLDS && Arc::ptr_eq(of, policy)).then(|| Arc::clone(accounts))
+        let last = last.as_ref()?;
+        (last.when.elapsed() < HOLDS && Arc::ptr_eq(&last.policy, policy))
+            .then(|| Arc::clone(&last.accounts))
     }
 }
 

@@ -58,17 +58,37 @@ mod tests {
     #[test]
     fn units_of_real_paths() {
         for (path, system, user) in [
-            ("/system.slice/support-bot.service", Some("support-bot.service"), None),
-            ("/system.slice/system-bot.slice/bot@1.service", Some("bot@1.service"), None),
-            ("/user.slice/user-1000.slice/session-4.scope", Some("session-4.scope"), None),
+            (
+                "/system.slice/support-bot.service",
+                Some("support-bot.service"),
+                None,
+            ),
+            (
+                "/system.slice/system-bot.slice/bot@1.service",
+                Some("bot@1.service"),
+                None,
+            ),
+            (
+                "/user.slice/user-1000.slice/session-4.scope",
+                Some("session-4.scope"),
+                None,
+            ),
             (
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/bot.service",
                 Some("user@1000.service"),
                 Some("bot.service"),
             ),
             ("/init.scope", Some("init.scope"), None),
-            ("/system.slice/a.service/init.scope", Some("a.service"), None),
-            ("/machine.slice/libpod-3f.scope/container", Some("libpod-3f.scope"), None),
+            (
+                "/system.slice/a.service/init.scope",
+                Some("a.service"),
+                None,
+            ),
+            (
+                "/machine.slice/libpod-3f.scope/container",
+                Some("libpod-3f.scope"),
+                None,
+            ),
             ("/", None, None),
             ("/docker/3f/system.slice/support-bot.service", None, None),
             ("/system.slice", None, None),
@@ -88,7 +108,10 @@ mod tests {
         let path = "/system.slice/docker.service/system.slice/support-bot.service";
         assert_eq!(unit(path), Some("docker.service"));
         assert_eq!(user_unit(path), None);
-        assert_eq!(user_unit("/system.slice/user@x.service/app.slice/b.service"), None);
+        assert_eq!(
+            user_unit("/system.slice/user@x.service/app.slice/b.service"),
+            None
+        );
     }
 
     #[test]

@@ -93,8 +93,18 @@ impl Images {
         let memory = state_dir.join("exe-seen.json");
         let text = fs::read(&memory).unwrap_or_default();
         let remembered: Remembered = serde_json::from_slice(&text).unwrap_or_default();
-        let seen = remembered.0.into_iter().map(|(path, list)| (path, unhex_all(&list))).collect();
-        Self { memory, known: Mutex::new(Known { seen, ..Known::default() }) }
+        let seen = remembered
+            .0
+            .into_iter()
+            .map(|(path, list)| (path, unhex_all(&list)))
+            .collect();
+        Self {
+            memory,
+            known: Mutex::new(Known {
+                seen,
+                ..Known::default()
+            }),
+        }
     }
 
     /// Which of `paths` the peer proves to run, if that can be told without reading a file.
@@ -103,7 +113,9 @@ impl Images {
         let known = self.known();
         let mut proven = Vec::new();
         for path in paths {
-            let Ok(meta) = fs::metadata(path) else { continue };
+            let Ok(meta) = fs::metadata(path) else {
+                continue;
+            };
             let there = Image::of(&meta);
             if known.current.get(path) != Some(&there) {
                 return None;
@@ -112,7 +124,9 @@ impl Images {
                 proven.push(path.clone());
                 continue;
             }
-            let Some(seen) = known.seen.get(path) else { continue };
+            let Some(seen) = known.seen.get(path) else {
+                continue;
+            };
             if seen.contains(known.hashes.get(image)?) {
                 proven.push(path.clone());
             }
@@ -141,7 +155,11 @@ impl Images {
             .iter()
             .filter(|path| {
                 let same = fs::metadata(path).is_ok_and(|meta| Image::of(&meta).same_file(image));
-                let seen = || content.is_some_and(|hash| known.seen.get(*path).is_some_and(|s| s.contains(&hash)));
+                let seen = || {
+                    content.is_some_and(|hash| {
+                        known.seen.get(*path).is_some_and(|s| s.contains(&hash))
+                    })
+                };
                 same || seen()
             })
             .cloned()
@@ -156,7 +174,10 @@ impl Images {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = File::from(openat(proc_dir.as_fd(), "exe", flags, Mode::empty()).ok()?);
-        self.hash(file).ok().filter(|(read, _)| read == image).map(|(_, hash)| hash)
+        self.hash(file)
+            .ok()
+            .filter(|(read, _)| read == image)
+            .map(|(_, hash)| hash)
     }
 
     /// The content hash that is known already.
@@ -173,8 +194,13 @@ impl Images {
             if there.is_none() || self.known().current.get(path) == there.as_ref() {
                 continue;
             }
-            let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-            let Ok((image, hash)) = file.and_then(|file| self.hash(file)) else { continue };
+            let file = File::options()
+                .read(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(path);
+            let Ok((image, hash)) = file.and_then(|file| self.hash(file)) else {
+                continue;
+            };
             let mut known = self.known();
             known.current.insert(path.clone(), image);
             let seen = known.seen.entry(path.clone()).or_default();

@@ -19,11 +19,20 @@ impl Kernel {
     #[must_use]
     pub fn probe() -> Self {
         let Ok((near, _far)) = UnixStream::pair() else {
-            return Self { peer_pidfd: false, cgroup_id: false };
+            return Self {
+                peer_pidfd: false,
+                cgroup_id: false,
+            };
         };
         match peer::pidfd(&near) {
-            Ok(pidfd) => Self { peer_pidfd: true, cgroup_id: peer::cgroup_id(pidfd.as_fd()).is_ok() },
-            Err(_) => Self { peer_pidfd: false, cgroup_id: false },
+            Ok(pidfd) => Self {
+                peer_pidfd: true,
+                cgroup_id: peer::cgroup_id(pidfd.as_fd()).is_ok(),
+            },
+            Err(_) => Self {
+                peer_pidfd: false,
+                cgroup_id: false,
+            },
         }
     }
 

@@ -69,7 +69,10 @@ impl Peer {
             pid: who.pid,
             uid: (who.uid != overflow).then_some(who.uid),
             gid: (who.gid != overflow).then_some(who.gid),
-            groups: kernel_peer::groups(socket)?.into_iter().filter(|gid| *gid != overflow).collect(),
+            groups: kernel_peer::groups(socket)?
+                .into_iter()
+                .filter(|gid| *gid != overflow)
+                .collect(),
             gone: AtomicBool::new(process.is_none()),
             process,
         })
@@ -78,11 +81,17 @@ impl Peer {
     /// A process by its pid, for a look from outside the daemon. Never a peer of a socket.
     pub fn of_process(pid: i32) -> io::Result<Self> {
         let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
-        let process = pin(|| kernel_peer::pidfd_open(pid), pid, Kernel::probe()).ok_or_else(gone)?;
+        let process =
+            pin(|| kernel_peer::pidfd_open(pid), pid, Kernel::probe()).ok_or_else(gone)?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let numbers = |key: &str| -> Vec<u32> {
-            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-            line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap_or_default();
+            line.split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect()
         };
         // Real, effective, saved and file-system ids: the effective one is what a socket shows.
         Ok(Self {
@@ -128,7 +137,8 @@ impl Peer {
     /// Asks the kernel whether the process has exited: for a peer whose exit nobody is told of.
     #[must_use]
     pub fn has_exited(&self) -> bool {
-        self.pidfd().is_none_or(|pidfd| !matches!(kernel_peer::has_exited(pidfd), Ok(false)))
+        self.pidfd()
+            .is_none_or(|pidfd| !matches!(kernel_peer::has_exited(pidfd), Ok(false)))
     }
 
     /// Notes that the process has exited.
@@ -252,12 +262,22 @@ fn pin(open: impl Fn() -> io::Result<OwnedFd>, pid: i32, kernel: Kernel) -> Opti
         return None;
     }
     // The id first: if the process moves between the two reads, the next check sees another id.
-    let cgroup_id =
-        if kernel.cgroup_id { kernel_peer::cgroup_id(pidfd.as_fd()).ok() } else { None };
+    let cgroup_id = if kernel.cgroup_id {
+        kernel_peer::cgroup_id(pidfd.as_fd()).ok()
+    } else {
+        None
+    };
     let cgroup = read_cgroup(&proc_dir).ok();
     let image = Image::running(&proc_dir).ok();
     let exe = readlinkat(&proc_dir, "exe").ok();
-    Some(Process { pidfd, proc_dir, exe, image, cgroup, cgroup_id })
+    Some(Process {
+        pidfd,
+        proc_dir,
+        exe,
+        image,
+        cgroup,
+        cgroup_id,
+    })
 }
 
 fn read_cgroup(proc_dir: &OwnedFd) -> io::Result<String> {
@@ -265,7 +285,9 @@ fn read_cgroup(proc_dir: &OwnedFd) -> io::Result<String> {
     let file = File::from(openat(proc_dir, "cgroup", flags, Mode::empty())?);
     let mut text = String::with_capacity(512);
     file.take(64 * 1024).read_to_string(&mut text)?;
-    cgroup::unified(&text).map(str::to_owned).ok_or_else(|| io::ErrorKind::NotFound.into())
+    cgroup::unified(&text)
+        .map(str::to_owned)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The overflow uid, read once.

@@ -28,7 +28,9 @@ pub struct Memory {
 impl Memory {
     /// The file in `state_dir`.
     pub fn new(state_dir: &Path) -> Self {
-        Self { path: state_dir.join("accepted.json") }
+        Self {
+            path: state_dir.join("accepted.json"),
+        }
     }
 
     /// Where it is.
@@ -49,8 +51,12 @@ impl Memory {
         }
         all.insert(source.to_owned(), accepted);
         let fresh = self.path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
         file.write_all(&serde_json::to_vec(&all)?)?;
         file.sync_all()?;
         fs::rename(&fresh, &self.path)?;

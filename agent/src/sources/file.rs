@@ -10,12 +10,9 @@ use super::accepted::{Accepted, Memory};
 use super::key::{KeyError, load_key};
 use super::owner;
 use crate::cache::{About, Cache, Entry, LoadError, Version};
-use crate::config::KeySource;
+use crate::config::{KeySource, STORE_FILE};
 use crate::files::{self, FileError, Holds, Trust};
 use crate::store::{Change, Key, Opened, Record, StoreError};
-
-/// The name of the store's file in its folder.
-pub const STORE_FILE: &str = "store.khs";
 
 /// A store larger than this is refused.
 const LARGEST: u64 = 1 << 30;
@@ -79,6 +76,18 @@ pub enum Rejected {
     Load(#[from] LoadError),
 }
 
+impl Rejected {
+    /// Whether it can pass without a change to the store: a mode, a key, a disk or memory that is full.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Key(_) | Self::Memory { .. } | Self::Load(_) => true,
+            Self::Store(error) => matches!(error, StoreError::WrongKey(_)),
+            Self::Older { .. } | Self::Another => false,
+        }
+    }
+}
+
 /// A store that verified, in secret memory.
 pub struct Loaded {
     /// All that it has.
@@ -114,21 +123,6 @@ impl FileSource {
         }
     }
 
-    /// Why the files are not to be trusted, if others can read or write them; a file that is not there is
-    /// another trouble.
-    #[must_use]
-    pub fn loose(&self) -> Option<String> {
-        let loose = |error: &FileError| matches!(error, FileError::Loose { .. });
-        match files::open(&self.file(), Holds::Secrets, self.trust) {
-            Err(error) if loose(&error) => return Some(error.to_string()),
-            _ => {}
-        }
-        match self.load_key() {
-            Err(KeyError::File(error)) if loose(&error) => Some(error.to_string()),
-            _ => None,
-        }
-    }
-
     /// The store's file.
     #[must_use]
     pub fn file(&self) -> PathBuf {
@@ -141,18 +135,33 @@ impl FileSource {
         let key = self.load_key()?;
         let bytes = files::read(&self.file(), Holds::Secrets, self.trust, LARGEST)?;
         let opened = Opened::verify(&bytes, &key)?;
-        let before = self.memory.get(&self.name).map_err(|error| self.memory_error(error))?;
+        let before = self
+            .memory
+            .get(&self.name)
+            .map_err(|error| self.memory_error(error))?;
         let store = hex(&opened.store_id());
         if !older {
             check_age(before.as_ref(), &store, opened.generation())?;
         }
-        let since = before.filter(|before| before.store == store).map_or(0, |b| b.generation);
-        let changes =
-            opened.changes().iter().filter(|c| c.generation > since).cloned().collect();
+        let since = before
+            .filter(|before| before.store == store)
+            .map_or(0, |b| b.generation);
+        let changes = opened
+            .changes()
+            .iter()
+            .filter(|c| c.generation > since)
+            .cloned()
+            .collect();
         let (entries, skipped) = self.entries(cache, &opened)?;
         let generation = opened.generation();
         let accepted = Accepted { store, generation };
-        Ok(Loaded { entries, generation, changes, skipped, accepted })
+        Ok(Loaded {
+            entries,
+            generation,
+            changes,
+            skipped,
+            accepted,
+        })
     }
 
     /// Remembers that a store is now the accepted one.
@@ -207,9 +216,9 @@ impl FileSource {
         let text = format!("{}{name}", self.prefix);
         let served = Name::parse(&text).map_err(|why| format!("{text}: {why}"))?;
         match owner(self.prefixes.iter().map(String::as_str), &text) {
-            Some(prefix) if prefix != self.prefix => {
-                Err(format!("{text}: belongs to the source with prefix {prefix}"))
-            }
+            Some(prefix) if prefix != self.prefix => Err(format!(
+                "{text}: belongs to the source with prefix {prefix}"
+            )),
             _ => Ok(served),
         }
     }
@@ -224,7 +233,11 @@ impl FileSource {
     ) -> Result<Arc<Version>, Rejected> {
         if let Some(old) = old.filter(|old| old.source == self.name) {
             let known = [Some(&old.current), old.previous.as_ref()];
-            if let Some(same) = known.into_iter().flatten().find(|v| **v.id() == *record.version()) {
+            if let Some(same) = known
+                .into_iter()
+                .flatten()
+                .find(|v| **v.id() == *record.version())
+            {
                 return Ok(Arc::clone(same));
             }
         }
@@ -236,20 +249,28 @@ impl FileSource {
             updated_at: record.updated_at(),
             source: &self.name,
         };
-        Ok(Arc::new(Version::load(cache.arena(), &about, draft.freeze())?))
+        Ok(Arc::new(Version::load(
+            cache.arena(),
+            &about,
+            draft.freeze(),
+        )?))
     }
 
     fn memory_error(&self, source: io::Error) -> Rejected {
-        Rejected::Memory { path: self.memory.path().to_owned(), source }
+        Rejected::Memory {
+            path: self.memory.path().to_owned(),
+            source,
+        }
     }
 }
 
 fn check_age(before: Option<&Accepted>, store: &str, generation: u64) -> Result<(), Rejected> {
     match before {
         Some(before) if before.store != store => Err(Rejected::Another),
-        Some(before) if generation < before.generation => {
-            Err(Rejected::Older { found: generation, accepted: before.generation })
-        }
+        Some(before) if generation < before.generation => Err(Rejected::Older {
+            found: generation,
+            accepted: before.generation,
+        }),
         _ => Ok(()),
     }
 }

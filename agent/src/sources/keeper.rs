@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::file::{FileSource, Loaded, Rejected};
 use super::state::States;
 use super::watch::{self, News, Trail};
-use crate::audit::{Entry, Event, Log, extra};
+use crate::audit::{Entry, Event, Log, Verdict, Who, extra};
 use crate::cache::{Cache, Changes};
 use crate::store::{Actor, Edit, Folder, StoreError};
 
@@ -50,6 +50,17 @@ pub enum KeeperError {
     /// The agent is sealed or stopping.
     #[error("the agent is sealed or stopping")]
     NotServing,
+    /// What has to be recorded first cannot be.
+    #[error("no audit record can be kept")]
+    NoRecord,
+}
+
+/// An operator's request that stands in the audit log before it is done.
+pub struct ByOperator {
+    /// Who asked.
+    pub who: Arc<Who>,
+    /// The id that the answer carries too.
+    pub request_id: String,
 }
 
 /// What the keeper is asked to do.
@@ -71,6 +82,8 @@ pub enum Asked {
     AcceptOlder {
         /// Which source's.
         source: Option<String>,
+        /// Who asked.
+        by: ByOperator,
         /// Where the result goes.
         reply: oneshot::Sender<Result<Json, KeeperError>>,
     },
@@ -94,6 +107,8 @@ pub struct Keeper {
     outbox: Sender<Asked>,
     /// Each source's file as it was last read: the same stamp means the same bytes.
     stamps: HashMap<Arc<str>, Stamp>,
+    /// Names that each source has and may not serve, told already.
+    skipped: HashMap<Arc<str>, Vec<String>>,
     trails: Arc<[Trail]>,
     watcher: Option<RecommendedWatcher>,
     /// When a file that is being written in place may be read.
@@ -122,6 +137,7 @@ impl Keeper {
             inbox,
             outbox: outbox.clone(),
             stamps: HashMap::new(),
+            skipped: HashMap::new(),
             trails: Arc::default(),
             watcher: None,
             due: None,
@@ -129,19 +145,24 @@ impl Keeper {
         // Watch first: what changes while the first load runs is seen.
         keeper.watch_anew();
         keeper.look(false);
-        thread::Builder::new().name("sources".into()).spawn(move || keeper.run())?;
+        thread::Builder::new()
+            .name("sources".into())
+            .spawn(move || keeper.run())?;
         Ok(outbox)
     }
 
     fn run(mut self) {
         loop {
-            let wait = self.due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
+            let wait = self
+                .due
+                .map_or(LOOK, |due| due.saturating_duration_since(Instant::now()));
             match self.inbox.recv_timeout(wait) {
                 Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Asked::File(news)) => self.file_event(news),
                 Ok(asked) => self.answer(asked),
                 Err(RecvTimeoutError::Timeout) => {
                     self.due = None;
+                    self.watch_anew();
                     self.look(false);
                 }
             }
@@ -151,12 +172,17 @@ impl Keeper {
     fn answer(&mut self, asked: Asked) {
         match asked {
             Asked::Look => self.look(false),
-            Asked::Edit { source, edit, by, reply } => {
+            Asked::Edit {
+                source,
+                edit,
+                by,
+                reply,
+            } => {
                 // The asker may have gone; the change is made all the same.
                 let _ = reply.send(self.edit(source.as_deref(), edit, by));
             }
-            Asked::AcceptOlder { source, reply } => {
-                let _ = reply.send(self.accept_older(source.as_deref()));
+            Asked::AcceptOlder { source, by, reply } => {
+                let _ = reply.send(self.accept_older(source.as_deref(), &by));
             }
             Asked::Seal(reply) => {
                 self.cache.seal();
@@ -191,22 +217,20 @@ impl Keeper {
 
     fn watch_anew(&mut self) {
         let trails: Arc<[Trail]> = self.sources.iter().map(|s| Trail::to(&s.file())).collect();
-        if self.watcher.is_some() && trails == self.trails {
+        if trails == self.trails {
             return;
         }
         let outbox = self.outbox.clone();
         // The keeper may have ended.
         let tell = move |news| drop(outbox.send(Asked::File(news)));
         match watch::watch(&trails, tell) {
-            Ok(watcher) => {
-                self.watcher = Some(watcher);
-                self.trails = trails;
-            }
+            Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => {
                 tracing::warn!(%error, "store folders are not watched; they are looked at every 2 seconds");
                 self.watcher = None;
             }
         }
+        self.trails = trails;
     }
 
     /// Loads every source whose file is not the one that was read last.
@@ -220,33 +244,38 @@ impl Keeper {
             if all || self.stamps.get(&name) != Some(&stamp) {
                 self.stamps.insert(name, stamp);
                 // What went wrong is told by then.
-                let _ = self.load(at, false);
+                let _ = self.load(at);
             }
         }
     }
 
     /// Loads one source, publishes it and records what changed.
-    fn load(&mut self, at: usize, older: bool) -> Result<(), Rejected> {
-        let source = &self.sources[at];
-        let loaded = source.load(&self.cache, older).and_then(|loaded| {
-            source.accept(&loaded)?;
-            Ok(loaded)
-        });
-        match loaded {
-            Ok(loaded) => {
-                self.serve(at, loaded);
-                Ok(())
-            }
-            Err(rejected) => {
-                self.reject(at, &rejected);
-                Err(rejected)
-            }
-        }
+    fn load(&mut self, at: usize) -> Result<(), Rejected> {
+        let loaded = self.read(at, false)?;
+        self.accept(at, loaded)
     }
 
-    fn serve(&self, at: usize, loaded: Loaded) {
+    /// Reads and verifies one source.
+    fn read(&mut self, at: usize, older: bool) -> Result<Loaded, Rejected> {
+        let loaded = self.sources[at].load(&self.cache, older);
+        loaded.inspect_err(|rejected| self.reject(at, rejected))
+    }
+
+    /// Remembers what was read as accepted, and serves it.
+    fn accept(&mut self, at: usize, loaded: Loaded) -> Result<(), Rejected> {
+        let accepted = self.sources[at].accept(&loaded);
+        accepted.inspect_err(|rejected| self.reject(at, rejected))?;
+        self.serve(at, loaded);
+        Ok(())
+    }
+
+    fn serve(&mut self, at: usize, loaded: Loaded) {
         let source = &self.sources[at];
-        let first = !self.states.all_by_name().get(&source.name).is_some_and(|s| s.loaded);
+        let first = !self
+            .states
+            .all_by_name()
+            .get(&source.name)
+            .is_some_and(|s| s.loaded);
         let changes = self.cache.publish(&source.name, loaded.entries);
         let mut recovered = false;
         let secrets = self.cache.snapshot().of_source(&source.name);
@@ -255,14 +284,25 @@ impl Keeper {
             state.loaded = true;
             state.secrets = secrets;
             state.generation = loaded.generation;
-            state.last_success = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
+            state.last_success =
+                Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         });
         self.record_changes(at, &loaded.changes);
         if recovered {
-            self.record(Event::SourceRecovered, &[("source", source.name.as_ref().into())]);
+            self.record(
+                Event::SourceRecovered,
+                &[("source", source.name.as_ref().into())],
+            );
         }
-        for why in &loaded.skipped {
-            let members = [("source", source.name.as_ref().into()), ("why", why.as_str().into())];
+        let told = self
+            .skipped
+            .insert(Arc::clone(&source.name), loaded.skipped.clone())
+            .unwrap_or_default();
+        for why in loaded.skipped.iter().filter(|why| !told.contains(why)) {
+            let members = [
+                ("source", source.name.as_ref().into()),
+                ("why", why.as_str().into()),
+            ];
             self.record(Event::AlertSourceRejected, &members);
         }
         if !first {
@@ -281,19 +321,31 @@ impl Keeper {
     }
 
     fn record_rotations(&self, changes: &Changes) {
-        let news = changes.rotated.iter().map(|change| (Event::SecretRotated, change));
-        let gone = changes.removed.iter().map(|change| (Event::SecretRemoved, change));
+        let news = changes
+            .rotated
+            .iter()
+            .map(|change| (Event::SecretRotated, change));
+        let gone = changes
+            .removed
+            .iter()
+            .map(|change| (Event::SecretRemoved, change));
         for (event, (name, version)) in news.chain(gone) {
-            let entry =
-                Entry { secret: Some(name.as_str()), version: Some(version), ..Entry::of(event) };
+            let entry = Entry {
+                secret: Some(name.as_str()),
+                version: Some(version),
+                ..Entry::of(event)
+            };
             // It is served already; the log itself says when it cannot be written.
             let _ = self.audit.keep(&entry);
         }
     }
 
     /// Notes that a source's file is refused: one alert for one trouble.
-    fn reject(&self, at: usize, rejected: &Rejected) {
+    fn reject(&mut self, at: usize, rejected: &Rejected) {
         let name = &self.sources[at].name;
+        if rejected.may_pass() {
+            self.stamps.remove(name);
+        }
         let why = rejected.to_string();
         let mut news = false;
         self.states.change(name, |state| {
@@ -302,7 +354,10 @@ impl Keeper {
         });
         if news {
             tracing::error!(source = %name, %why, "the source is refused; the last good values serve on");
-            let members = [("source", name.as_ref().into()), ("why", why.as_str().into())];
+            let members = [
+                ("source", name.as_ref().into()),
+                ("why", why.as_str().into()),
+            ];
             self.record(Event::AlertSourceRejected, &members);
         }
     }
@@ -310,10 +365,18 @@ impl Keeper {
     fn record(&self, event: Event, members: &[(&str, Json)]) {
         let members = extra(members);
         // The log itself says when it cannot be written.
-        let _ = self.audit.keep(&Entry { extra: Some(&members), ..Entry::of(event) });
+        let _ = self.audit.keep(&Entry {
+            extra: Some(&members),
+            ..Entry::of(event)
+        });
     }
 
-    fn edit(&mut self, source: Option<&str>, edit: StoreEdit, by: Actor) -> Result<Json, KeeperError> {
+    fn edit(
+        &mut self,
+        source: Option<&str>,
+        edit: StoreEdit,
+        by: Actor,
+    ) -> Result<Json, KeeperError> {
         let at = self.find(source)?;
         if self.cache.is_sealed() {
             return Err(KeeperError::NotServing);
@@ -321,7 +384,7 @@ impl Keeper {
         let folder = Folder::open(&self.sources[at].folder)?;
         let guard = folder.lock()?;
         // Only what verifies and is not older is written on.
-        self.load(at, false)?;
+        self.load(at)?;
         let source = &self.sources[at];
         let key = source.load_key().map_err(Rejected::from)?;
         let mut open = Edit::open(&folder.read()?, &key)?;
@@ -330,24 +393,42 @@ impl Keeper {
             guard.replace(&open.seal(by)?)?;
         }
         drop(guard);
-        self.stamps.insert(Arc::clone(&source.name), Stamp::of(&source.file()));
-        self.load(at, false)?;
+        self.stamps
+            .insert(Arc::clone(&source.name), Stamp::of(&source.file()));
+        self.load(at)?;
         Ok(done)
     }
 
-    fn accept_older(&mut self, source: Option<&str>) -> Result<Json, KeeperError> {
+    fn accept_older(&mut self, source: Option<&str>, by: &ByOperator) -> Result<Json, KeeperError> {
         let at = self.find(source)?;
-        self.load(at, true)?;
-        let name = self.sources[at].name.as_ref();
-        self.record(Event::AdminAcceptedOlder, &[("source", name.into())]);
-        let generation = self.states.all_by_name().get(name).map_or(0, |state| state.generation);
-        Ok(serde_json::json!({ "source": name, "generation": generation }))
+        if self.cache.is_sealed() {
+            return Err(KeeperError::NotServing);
+        }
+        let loaded = self.read(at, true)?;
+        let (name, generation) = (Arc::clone(&self.sources[at].name), loaded.generation);
+        let members = extra(&[
+            ("source", name.as_ref().into()),
+            ("generation", generation.into()),
+        ]);
+        let entry = Entry {
+            decision: Verdict::Allow,
+            who: Some(&by.who),
+            surface: "admin",
+            request_id: Some(&by.request_id),
+            extra: Some(&members),
+            ..Entry::of(Event::AdminAcceptedOlder)
+        };
+        let _ = self.audit.keep(&entry).map_err(|_| KeeperError::NoRecord)?;
+        self.accept(at, loaded)?;
+        Ok(serde_json::json!({ "source": name.as_ref(), "generation": generation }))
     }
 
     fn find(&self, source: Option<&str>) -> Result<usize, KeeperError> {
         match source {
             None if self.sources.len() == 1 => Ok(0),
-            None => Err(KeeperError::Asked("there are several sources: name one with --source".into())),
+            None => Err(KeeperError::Asked(
+                "there are several sources: name one with --source".into(),
+            )),
             Some(name) => self
                 .sources
                 .iter()
@@ -361,7 +442,15 @@ impl Stamp {
     fn of(path: &Path) -> Self {
         Self(std::fs::metadata(path).ok().map(|meta| {
             let changed = (meta.ctime(), meta.ctime_nsec());
-            (meta.dev(), meta.ino(), meta.size(), changed.0, changed.1, meta.uid(), meta.mode())
+            (
+                meta.dev(),
+                meta.ino(),
+                meta.size(),
+                changed.0,
+                changed.1,
+                meta.uid(),
+                meta.mode(),
+            )
         }))
     }
 }

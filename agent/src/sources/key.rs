@@ -66,12 +66,19 @@ fn from_file(path: &Path, trust: Trust) -> Result<Key, KeyError> {
 }
 
 fn from_systemd(name: &str) -> Result<Key, KeyError> {
-    let fail = |why: String| KeyError::Creds { name: name.to_owned(), why };
-    let sealed = ["/etc/credstore.encrypted", "/run/credstore.encrypted", "/usr/lib/credstore.encrypted"]
-        .iter()
-        .map(|folder| Path::new(folder).join(name))
-        .find(|path| path.exists())
-        .ok_or_else(|| fail(format!("no file /etc/credstore.encrypted/{name}")))?;
+    let fail = |why: String| KeyError::Creds {
+        name: name.to_owned(),
+        why,
+    };
+    let sealed = [
+        "/etc/credstore.encrypted",
+        "/run/credstore.encrypted",
+        "/usr/lib/credstore.encrypted",
+    ]
+    .iter()
+    .map(|folder| Path::new(folder).join(name))
+    .find(|path| path.exists())
+    .ok_or_else(|| fail(format!("no file /etc/credstore.encrypted/{name}")))?;
     let done = Command::new("systemd-creds")
         .arg(format!("--name={name}"))
         .arg("decrypt")
@@ -82,7 +89,9 @@ fn from_systemd(name: &str) -> Result<Key, KeyError> {
         .map_err(|error| fail(error.to_string()))?;
     let bytes = Zeroizing::new(done.stdout);
     if !done.status.success() {
-        return Err(fail(String::from_utf8_lossy(&done.stderr).trim().to_owned()));
+        return Err(fail(
+            String::from_utf8_lossy(&done.stderr).trim().to_owned(),
+        ));
     }
     Key::from_bytes(&bytes).map_err(|error| KeyError::Content(format!("credential:{name}"), error))
 }

@@ -12,12 +12,14 @@ mod state;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
-pub use keeper::{Asked, Keeper, KeeperError, StoreEdit};
+pub use keeper::{Asked, ByOperator, Keeper, KeeperError, StoreEdit};
 pub use key::{KeyError, credential_offline, load_key};
 pub use state::{SourceState, States};
 
 /// Which source owns a name: the one with the longest prefix that the name begins with.
 #[must_use]
 pub fn owner<'a>(prefixes: impl Iterator<Item = &'a str>, name: &str) -> Option<&'a str> {
-    prefixes.filter(|prefix| name.starts_with(prefix)).max_by_key(|prefix| prefix.len())
+    prefixes
+        .filter(|prefix| name.starts_with(prefix))
+        .max_by_key(|prefix| prefix.len())
 }

@@ -32,7 +32,9 @@ impl States {
     pub fn change(&self, name: &Arc<str>, change: impl FnOnce(&mut SourceState)) {
         let mut all = self.all();
         change(all.entry(Arc::clone(name)).or_default());
-        let unwell = all.values().any(|source| !source.loaded || source.trouble.is_some());
+        let unwell = all
+            .values()
+            .any(|source| !source.loaded || source.trouble.is_some());
         self.unwell.store(unwell, Ordering::Release);
     }
 
@@ -45,7 +47,11 @@ impl States {
     /// Whether a source serves values that may be old.
     #[must_use]
     pub fn is_stale(&self, name: &str) -> bool {
-        self.is_unwell() && self.all().get(name).is_some_and(|source| source.trouble.is_some())
+        self.is_unwell()
+            && self
+                .all()
+                .get(name)
+                .is_some_and(|source| source.trouble.is_some())
     }
 
     /// Whether some source has nothing to serve yet, so that an unknown name may still exist.

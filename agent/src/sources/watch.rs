@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,10 +34,13 @@ pub enum News {
 pub struct Trail {
     file: Option<(PathBuf, OsString)>,
     steps: HashSet<(PathBuf, OsString)>,
+    /// Device and inode of each folder: another one at the same path is another way, and not watched yet.
+    ids: Vec<Option<(u64, u64)>>,
 }
 
 impl Trail {
     /// Follows the way to `path` as it is now.
+    #[must_use]
     pub fn to(path: &Path) -> Self {
         let mut trail = Self::default();
         let mut todo: Vec<OsString> = segments(path);
@@ -65,25 +69,28 @@ impl Trail {
                 _ => at = here,
             }
         }
+        trail.ids = trail.folders().into_iter().map(id).collect();
         trail
     }
 
     /// What `event` says of the file at the end of the trail.
+    #[must_use]
     pub fn judge(&self, event: &Event) -> News {
         let mut news = News::None;
         for path in &event.paths {
-            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
             let step = (folder.to_owned(), name.to_owned());
             if self.steps.contains(&step) && !matches!(event.kind, EventKind::Access(_)) {
                 return News::Moved;
             }
             if self.file.as_ref() == Some(&step) {
                 news = match event.kind {
-                    EventKind::Modify(ModifyKind::Data(_)) => News::Writing,
                     EventKind::Access(AccessKind::Close(AccessMode::Write)) => News::Whole,
                     EventKind::Access(_) => news,
                     // A file that is made here is written next; one that is renamed here is whole.
-                    EventKind::Create(_) => News::Writing,
+                    EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(_) => News::Writing,
                     _ => News::Whole,
                 };
             }
@@ -92,7 +99,11 @@ impl Trail {
     }
 
     fn folders(&self) -> BTreeSet<&Path> {
-        self.steps.iter().chain(&self.file).map(|(folder, _)| folder.as_path()).collect()
+        self.steps
+            .iter()
+            .chain(&self.file)
+            .map(|(folder, _)| folder.as_path())
+            .collect()
     }
 }
 
@@ -102,11 +113,15 @@ pub fn watch(
     trails: &Arc<[Trail]>,
     tell: impl Fn(News) + Send + 'static,
 ) -> notify::Result<RecommendedWatcher> {
-    let watched = Arc::clone(trails);
+    let kept = Arc::clone(trails);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         let news = match &event {
             Ok(event) if event.need_rescan() => News::Moved,
-            Ok(event) => watched.iter().map(|trail| trail.judge(event)).max().unwrap_or(News::None),
+            Ok(event) => kept
+                .iter()
+                .map(|trail| trail.judge(event))
+                .max()
+                .unwrap_or(News::None),
             // Events were lost: look at everything.
             Err(_) => News::Moved,
         };
@@ -124,6 +139,12 @@ pub fn watch(
         }
     }
     Ok(watcher)
+}
+
+fn id(folder: &Path) -> Option<(u64, u64)> {
+    fs::metadata(folder)
+        .ok()
+        .map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn segments(path: &Path) -> Vec<OsString> {

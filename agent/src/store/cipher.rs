@@ -6,7 +6,7 @@ use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{Key, StoreError};
 
@@ -14,7 +14,11 @@ use super::{Key, StoreError};
 pub(super) const TAG: usize = 16;
 
 /// AES-256-GCM under a derived key. Each nonce may seal once.
-pub(super) struct Cipher(Aes256Gcm);
+// Boxed, so that a move leaves no second key schedule on the stack.
+pub(super) struct Cipher(Box<Aes256Gcm>);
+
+/// More stack than the calls of the primitives take.
+const FRAMES: usize = 16 * 1024;
 
 impl Cipher {
     /// The cipher for one use, from HKDF-SHA256(`secret`, `salt`, `info` joined).
@@ -23,11 +27,19 @@ impl Cipher {
         salt: &[u8; 32],
         info: &[&[u8]],
     ) -> Result<Self, StoreError> {
+        let cipher = Self::derive_below(secret, salt, info);
+        wipe_frames();
+        cipher
+    }
+
+    /// Leaves the key and its schedule in its frames, which the caller wipes.
+    #[inline(never)]
+    fn derive_below(secret: &Key, salt: &[u8; 32], info: &[&[u8]]) -> Result<Self, StoreError> {
         let mut key = Zeroizing::new([0; 32]);
         Hkdf::<Sha256>::new(Some(salt), secret.as_bytes())
             .expand_multi_info(info, &mut key[..])
             .map_err(|_| StoreError::Cipher)?;
-        Ok(Self(Aes256Gcm::new((&*key).into())))
+        Ok(Self(Box::new(Aes256Gcm::new((&*key).into()))))
     }
 
     /// Appends the ciphertext of `plain` and its tag to `out`, where the plaintext itself never stands.
@@ -78,6 +90,14 @@ impl Cipher {
         self.open(nonce, aad, sealed, &mut plain)?;
         Ok(plain)
     }
+}
+
+/// Overwrites what the calls before have left on the stack below the caller.
+#[inline(never)]
+fn wipe_frames() {
+    let mut frames = [0_u8; FRAMES];
+    frames.zeroize();
+    std::hint::black_box(&frames);
 }
 
 /// The 12 bytes of a counted nonce.

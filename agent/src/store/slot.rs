@@ -24,6 +24,7 @@ pub struct SlotInfo {
     pub fingerprint: Fingerprint,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn as_text<S: Serializer>(fingerprint: &Fingerprint, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(fingerprint)
 }

@@ -46,15 +46,27 @@ impl Arena {
     pub fn new(len: usize) -> io::Result<Arc<Self>> {
         let memory = SecretMemory::map(len)?;
         let len = memory.len();
-        let free = Free { ranges: BTreeMap::from([(0, len)]), bytes: len };
-        Ok(Arc::new(Self { memory, free: Mutex::new(free) }))
+        let free = Free {
+            ranges: BTreeMap::from([(0, len)]),
+            bytes: len,
+        };
+        Ok(Arc::new(Self {
+            memory,
+            free: Mutex::new(free),
+        }))
     }
 
     /// A block of `len` bytes, all zero, to be written by the caller.
     pub fn draft(self: &Arc<Self>, len: usize) -> Result<Draft, Full> {
         let room = rounded(len);
-        let offset = self.free().take(room).ok_or_else(|| self.full(len))?;
-        Ok(Draft(Range { arena: Arc::clone(self), offset, len }))
+        // A statement of its own: what is full is counted under the same lock.
+        let offset = self.free().take(room);
+        let offset = offset.ok_or_else(|| self.full(len))?;
+        Ok(Draft(Range {
+            arena: Arc::clone(self),
+            offset,
+            len,
+        }))
     }
 
     /// How well the memory is protected.
@@ -76,7 +88,11 @@ impl Arena {
     }
 
     fn full(&self, wanted: usize) -> Full {
-        Full { wanted, used: self.used(), size: self.size() }
+        Full {
+            wanted,
+            used: self.used(),
+            size: self.size(),
+        }
     }
 
     fn free(&self) -> MutexGuard<'_, Free> {
@@ -197,7 +213,14 @@ mod tests {
         let arena = Arena::new(4096).unwrap();
         let half = arena.draft(2048).unwrap();
         let error = arena.draft(4096).map(drop).unwrap_err();
-        assert_eq!(error, Full { wanted: 4096, used: 2048, size: 4096 });
+        assert_eq!(
+            error,
+            Full {
+                wanted: 4096,
+                used: 2048,
+                size: 4096
+            }
+        );
         assert!(error.to_string().contains("LimitMEMLOCK"));
         drop(half);
         assert!(arena.draft(4096).is_ok());

@@ -90,7 +90,7 @@ fn hint(error: &Error) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyhatch::Reason;
+    use keyhatch::{Address, Reason};
 
     fn reason(code: &str) -> Reason {
         Reason {
@@ -103,7 +103,22 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_contract() {
+        let socket = Address::at("/run/x");
         for (error, expected) in [
+            (
+                Error::Refused {
+                    socket: socket.clone(),
+                    uid: 1001,
+                },
+                69,
+            ),
+            (
+                Error::Unreachable {
+                    socket,
+                    cause: io::ErrorKind::NotFound.into(),
+                },
+                69,
+            ),
             (Error::BadRequest(reason("bad_request")), 2),
             (Error::Input("no"), 2),
             (Error::NotFound(reason("not_found")), 66),

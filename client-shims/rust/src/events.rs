@@ -36,14 +36,17 @@ impl Events {
         }
     }
 
-    /// Where the next bytes belong.
-    pub(crate) fn space(&mut self) -> &mut [u8] {
-        self.buffer.as_mut_slice()
+    /// Where the next bytes belong. There are none after the last chunk, though the connection may stay open.
+    pub(crate) fn space(&mut self) -> Result<&mut [u8], Broken> {
+        if self.chunks.is_over() {
+            return Err(Broken::Closed);
+        }
+        Ok(self.buffer.as_mut_slice())
     }
 
     /// `count` bytes have been read into [`Events::space`]; 0 is the end of the connection.
     pub(crate) fn advance(&mut self, count: usize) -> Result<(), Broken> {
-        if count == 0 || self.chunks.is_over() {
+        if count == 0 {
             return Err(Broken::Closed);
         }
         let (buffer, chunks, parser) = (&self.buffer, &mut self.chunks, &mut self.parser);
@@ -167,6 +170,16 @@ mod tests {
                 assert_eq!(parse(text.as_bytes(), piece).unwrap(), expected);
             }
         }
+    }
+
+    #[test]
+    fn a_stream_that_has_ended_is_not_waited_for() {
+        let mut events = Events::new();
+        events.feed(b"9\r\ndata: x\n\n\r\n").unwrap();
+        assert!(events.space().is_ok());
+        events.feed(b"0\r\n\r\n").unwrap();
+        assert!(events.pop().is_some(), "what came before the end counts");
+        assert!(matches!(events.space(), Err(Broken::Closed)));
     }
 
     #[test]

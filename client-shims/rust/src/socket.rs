@@ -56,10 +56,11 @@ impl Address {
         if Path::new(DEFAULT_SOCKET).exists() {
             return Self::at(DEFAULT_SOCKET);
         }
-        let folder = match env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty()) {
-            Some(runtime) => PathBuf::from(runtime).join("keyhatch"),
-            None => format!("/tmp/keyhatch-{}", own_uid()).into(),
-        };
+        let folder =
+            match env::var_os("XDG_RUNTIME_DIR").filter(|path| Path::new(path).is_absolute()) {
+                Some(runtime) => PathBuf::from(runtime).join("keyhatch"),
+                None => format!("/tmp/keyhatch-{}", own_uid()).into(),
+            };
         Self {
             path: folder.join("keyhatch.sock"),
             guessed: true,

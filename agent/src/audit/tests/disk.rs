@@ -15,7 +15,8 @@ fn noticed(dir: &Dir, log: &Log, times: usize) {
 fn a_deleted_or_renamed_segment_comes_back_whole() {
     let dir = Dir::new();
     let log = open(&dir);
-    keep(&log, 10);
+    let seq = keep(&log, 10);
+    wait("the sync", || log.stats().synced >= seq);
     fs::remove_file(dir.current()).unwrap();
     noticed(&dir, &log, 1);
     keep(&log, 10);
@@ -85,29 +86,64 @@ fn a_truncated_segment_is_noticed_and_named() {
 #[test]
 fn a_write_by_someone_else_is_noticed() {
     use std::os::unix::fs::FileExt;
+    for mapped in [true, false] {
+        let dir = Dir::new();
+        let settings = Settings {
+            mapped,
+            ..settings(&dir.0)
+        };
+        let (log, _) = Log::open(settings).unwrap();
+        let seq = keep(&log, 10);
+        wait("the sync", || log.stats().synced >= seq);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(dir.current())
+            .unwrap();
+        file.write_at(b"X", 150).unwrap();
+        drop(file);
+        noticed(&dir, &log, 1);
+        keep(&log, 1);
+        log.close();
+        let report = verify(&dir.0, Some(log.head())).unwrap();
+        assert_eq!((report.bad[0].seq, &report.bad[0].why), (1, &Why::Edited));
+        assert_eq!(report.bad[0].noticed, Some(11));
+        assert_eq!(
+            report.bad.len(),
+            1,
+            "all others are whole: {:?}",
+            report.bad
+        );
+    }
+}
+
+#[test]
+fn after_a_failed_sync_what_was_not_on_disk_is_written_again() {
+    use super::super::writer::Down;
     let dir = Dir::new();
     let log = open(&dir);
     let seq = keep(&log, 10);
     wait("the sync", || log.stats().synced >= seq);
-    let path = dir.current();
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .write_at(b"X", 150)
-        .unwrap();
-    noticed(&dir, &log, 1);
+    keep(&log, 45);
+    log.inner.fail(
+        &mut log.inner.writer(),
+        Down::Broken("the disk said EIO".to_owned()),
+    );
+    wait("going on", || log.available().is_ok());
     keep(&log, 1);
     log.close();
-    let report = verify(&dir.0, Some(log.head())).unwrap();
-    assert_eq!((report.bad[0].seq, &report.bad[0].why), (1, &Why::Edited));
-    assert_eq!(report.bad[0].noticed, Some(11));
+    let records = whole(&dir, log.head());
     assert_eq!(
-        report.bad.len(),
-        1,
-        "all others are whole: {:?}",
-        report.bad
+        records.len(),
+        56,
+        "no gap, no alert: nobody changed anything"
     );
+    assert!(
+        segments(&dir.0)
+            .unwrap()
+            .iter()
+            .any(|file| (2..=11).contains(&file.first))
+    );
+    assert_eq!(log.stats().last_error.as_deref(), Some("the disk said EIO"));
 }
 
 /// A small file system that can be filled; `None` (said aloud) where it cannot be mounted.
@@ -153,7 +189,13 @@ fn full_disk(mapped: bool) {
         assert_eq!(receipt.seq(), Some(kept));
         assert!(kept < 10_000, "the disk never filled");
     }
-    assert!(log.available().is_err());
+    for _ in 0..100 {
+        assert!(
+            log.available().is_err(),
+            "it must not seem well while the disk is full"
+        );
+        std::thread::sleep(Duration::from_millis(3));
+    }
     assert_eq!(log.head().seq, kept, "what was refused is not in the log");
     fs::remove_file(&ballast).unwrap();
     wait("going on", || log.keep(&read(&who, "app/db")).is_ok());

@@ -69,7 +69,10 @@ impl Watch {
                     return Ok(change);
                 }
             }
-            let count = match stream.read(events.space()) {
+            let space = events
+                .space()
+                .map_err(|broken| self.client.address.broken(broken))?;
+            let count = match stream.read(space) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 count => count.unwrap_or(0),
             };

@@ -66,10 +66,10 @@ impl Watch {
                     return Ok(change);
                 }
             }
-            let count = stream.read(events.space()).await.unwrap_or(0);
-            events
-                .advance(count)
-                .map_err(|broken| self.client.address.broken(broken))?;
+            let broken = |broken| self.client.address.broken(broken);
+            let space = events.space().map_err(broken)?;
+            let count = stream.read(space).await.unwrap_or(0);
+            events.advance(count).map_err(broken)?;
         }
     }
 
