@@ -86,17 +86,19 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartE
     move |why| StartError::Io { what, path, why }
 }
 
+/// Why users cannot be told apart here, if so: then owners of files cannot be either.
+#[must_use]
+pub fn unseen_users() -> Option<String> {
+    let why = "this process is in a user namespace that does not map all uids, so peers of other users cannot be \
+               told apart; run it outside, without PrivateUsers=";
+    (!harden::sees_all_uids()).then(|| why.to_owned())
+}
+
 /// What a valid configuration still needs of this host.
 #[must_use]
 pub fn preflight(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
-    if !harden::sees_all_uids() {
-        problems.push(
-            "this process is in a user namespace that does not map all uids, so peers of other users cannot \
-             be told apart; run it outside, without PrivateUsers="
-                .to_owned(),
-        );
-    }
+    problems.extend(unseen_users());
     if !harden::has_capability(harden::CAP_SYS_PTRACE) {
         let by_image = |bot: &&Bot| {
             [Kind::Exe, Kind::ExeSha256]

@@ -124,7 +124,8 @@ def plain_bytes(path):
     if path.endswith(".zst"):
         return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
     with open(path, "rb") as file:
-        return file.read().rstrip(b"\0")
+        # A record that is being written shows its first byte last.
+        return file.read().split(b"\0", 1)[0]
 
 
 def raw_records(directory):

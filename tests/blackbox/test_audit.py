@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import csv
+import grp
+import hashlib
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, CANARY, CAROL, KEYHATCH, KEYHATCHD, ROOT, Agent, as_user, eventually
+from harness import ALICE, BOB, CANARY, CAROL, KEYHATCH, KEYHATCHD, ROOT, Agent, UnixHTTP, as_user, eventually
 from load import (
     FIRST, LIMITED, OTHER, REFUSED, VALUES, Load, Tmpfs, reads, plain_bytes, raw_records, read_many, segments, unplain,
 )
@@ -129,7 +131,7 @@ def test_every_read_has_exactly_one_record_that_says_all():
                 assert record["version"] is None
                 assert record["request_id"] == reply.json()["request_id"]
             if reason == "no_bot":
-                assert f"uid = {ALICE}" in record["nearest"] or "uid =" in record["nearest"]
+                assert "the nearest bot is" in record["nearest"] and "uid =" in record["nearest"]
 
 
 def pid_and(act, name, uid):
@@ -233,8 +235,6 @@ def test_what_the_agent_does_is_recorded_with_who_asked():
 
 def test_who_is_no_admin_is_recorded():
     with Agent() as agent:
-        from harness import UnixHTTP
-
         reply = as_user(BOB, lambda: UnixHTTP(agent.admin_socket).get("/v1/status"))
         (record,) = agent.records(event="admin.denied")
         assert reply.status == 403 and record["request_id"] == reply.json()["request_id"]
@@ -344,8 +344,6 @@ def forge(lines, at):
 
 def rewrite(lines, at):
     """Edited by someone who knows how, up to its own hash."""
-    import hashlib
-
     body = lines[at].replace(b'"granted"', b'"sealed!"')
     body = body[: body.rindex(b',"hash":"')]
     lines[at] = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
@@ -517,7 +515,6 @@ def test_sync_always_gives_out_nothing_that_is_not_synced():
     with Agent(POLICY, audit=audit, start=False) as agent, failing_disk(agent.audit_dir) as fail:
         agent.start()
         assert agent.read("app/key", ALICE).status == 200
-        time.sleep(0)
         fail()
         for _ in range(3):
             refused = agent.read("app/key", ALICE)
@@ -600,24 +597,26 @@ def test_a_truncated_segment_is_left_for_a_new_one_with_an_alert_of_what_is_lost
 
 @pytest.mark.xfail(
     strict=True,
-    reason="a copy into a page past the new end is SIGBUS, which ends the daemon (docs of the design say so)",
+    reason="a copy into a page past the new end is SIGBUS, which ends the daemon, as the design has it",
 )
 @pytest.mark.parametrize("touch", [truncate, empty])
 def test_a_segment_truncated_under_load_does_not_end_the_daemon(touch):
-    with Agent(POLICY) as agent, Load(agent, 4, reconnect=True) as load:
-        eventually(lambda: load.count(VALUES) > 500)
-        touch(Path(segments(agent.audit_dir)[0]))
-        eventually(lambda: agent.process.poll() is not None or agent.records(event="alert.chain_broken"))
-        died, agent.process = agent.process, agent.process if agent.process.poll() is None else None
-        assert died.returncode is None
+    # Whether a record or the keeper comes first is a race: several times, so that the record does once.
+    for _ in range(6):
+        with Agent(POLICY) as agent, Load(agent, 4) as load:
+            eventually(lambda: load.count(VALUES) > 500)
+            touch(Path(segments(agent.audit_dir)[0]))
+            eventually(lambda: agent.process.poll() is not None or agent.records(event="alert.chain_broken"))
+            code = agent.process.poll()
+            if code is not None:
+                agent.process = None
+            assert code is None
 
 
 # Space and time.
 
 
 def test_segments_rotate_by_size_are_compressed_and_belong_to_adm():
-    import grp
-
     with Agent(audit=SMALL) as agent:
         read_many(agent, 500)
         paths = packed(agent)
@@ -645,7 +644,7 @@ def test_keep_is_a_hard_bound_on_the_folder_under_load_and_says_what_went():
                 time.sleep(0.001)
             pids = load.pids
         assert load.count(VALUES) > 2000 and load.count(REFUSED) + load.count(OTHER) == 0
-        assert most <= keep, f"{most} bytes with keep = {keep}"
+        assert keep // 2 < most <= keep, f"{most} bytes with keep = {keep}"
         agent.stop()
         records = agent.records()
         gone = [r for r in records if r["event"] == "audit.expired"]
@@ -657,13 +656,11 @@ def test_keep_is_a_hard_bound_on_the_folder_under_load_and_says_what_went():
 
 
 def folder_size(path):
-    """Each file once: one that is renamed while it is looked would count under both names."""
-    sizes = {}
-    for entry in os.scandir(path):
-        with contextlib.suppress(FileNotFoundError):
-            info = os.stat(entry.path)
-            sizes[info.st_ino] = info.st_size
-    return sum(sizes.values())
+    """The bytes of all files; 0 where one came or went meanwhile, so that none counts after it is gone."""
+    names, sizes = sorted(os.listdir(path)), []
+    with contextlib.suppress(FileNotFoundError):
+        sizes = [os.stat(path / name).st_size for name in names]
+    return sum(sizes) if sorted(os.listdir(path)) == names else 0
 
 
 def test_reading_the_log_works_while_segments_come_and_go():

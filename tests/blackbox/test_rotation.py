@@ -220,7 +220,7 @@ def test_a_watch_tells_current_rotated_and_removed_and_never_a_value(agent):
     assert [r for r in rotated if r[0] != "secret.read"][:2] == [("secret.rotated", second), ("secret.removed", second)]
     # Each event was decided and recorded like the first.
     told = agent.records(event="secret.watch", secret="app/key")
-    assert [r["decision"] for r in told] == ["allow"] * 5
+    assert [r["decision"] for r in told] == ["allow"] * 4
 
 
 def test_a_watch_of_several_names_tells_each_and_only_its_own(agent):
@@ -304,7 +304,7 @@ def test_1000_watchers_are_all_told(agent):
             want = ("rotated", {"name": "app/key", "version": version_of(agent, "app/key")})
             assert all(watch.event() == want for watch in watches)
         assert agent.status()["connections"] == count
-        assert len(agent.records(event="secret.watch", decision="allow")) == 5 * count
+        assert len(agent.records(event="secret.watch", decision="allow")) == 4 * count
     finally:
         for watch in watches:
             watch.bot.close()
@@ -319,7 +319,7 @@ def test_1000_watchers_are_all_told(agent):
 def never_read():
     """An agent with a watcher and a reader that never read, begun early: their bound is 30 seconds."""
     with Agent(policy=POLICY, secrets={"app/large": "x" * LARGE}) as agent:
-        names = [f"app/{'n' * 400}{n}" for n in range(100)]
+        names = [f"app/{'n' * 110}{n}" for n in range(100)]
         rotate = lambda turn: agent.ops(
             "store", "import", "--from", "json", stdin=json.dumps({name: str(turn) for name in names}).encode()
         )
@@ -343,9 +343,10 @@ def begun_early(never_read):
 def test_a_watcher_that_never_reads_makes_nobody_wait_and_nothing_grow(never_read):
     agent, rotate, _, _ = never_read
     resident = lambda: int(open(f"/proc/{agent.pid}/statm").read().split()[1]) * 4096
-    live = Watch(agent, "app/" + "n" * 400 + "0")
+    live = Watch(agent, "app/" + "n" * 110 + "0")
     live.event()
-    # Fills every buffer on the way to it: 100 events of about 3 KB each time.
+    assert agent.status()["connections"] == 3
+    # Fills every buffer on the way to it: 100 events of about 2 KB each time.
     for turn in range(1, 4):
         rotate(turn)
         assert live.event()[0] == "rotated"
@@ -353,13 +354,14 @@ def test_a_watcher_that_never_reads_makes_nobody_wait_and_nothing_grow(never_rea
     for turn in range(4, 14):
         rotate(turn)
         assert live.event()[0] == "rotated"
-    # A queue would have grown by 10 times 300 KB.
-    assert resident() - before < 2 << 20
+    # A queue would have grown by 10 times 200 KB.
+    assert resident() - before < 1 << 20
     live.bot.close()
 
 
 def test_who_never_reads_is_cut_off_and_what_they_held_is_wiped(never_read):
     agent, _, watcher, reader = never_read
+    eventually(lambda: agent.status()["connections"] == 2)
     agent.put("app/large", "small")
     agent.put("app/large", "smaller")
     eventually(lambda: agent.status()["connections"] == 0, seconds=40, pause=0.2)
@@ -376,4 +378,4 @@ def test_who_never_reads_is_cut_off_and_what_they_held_is_wiped(never_read):
         except ConnectionResetError:
             pass  # an end like any other
         # What had fit into the kernel's buffers, and no end.
-        assert got.startswith(b"HTTP/1.1 200") and len(got) < 2 << 20
+        assert got.startswith(b"HTTP/1.1 200") and 100_000 < len(got) < 1 << 20

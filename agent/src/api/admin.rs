@@ -85,10 +85,18 @@ impl AdminServer {
         }
     }
 
+    /// Others than root and the daemon's user are counted with their connections to the bots' socket, so that
+    /// the panic button is never out of reach.
     async fn serve(self: Arc<Self>, stream: UnixStream) {
         let Ok(peer) = Peer::identify(&stream, self.context.kernel) else {
             return;
         };
+        let uid = peer.uid().unwrap_or(u32::MAX);
+        let ours = uid == 0 || uid == geteuid().as_raw();
+        let counted = self.context.limits.connect(uid);
+        if counted.is_none() && !ours {
+            return;
+        }
         let admins = self.admins.load_full();
         let peer = Arc::new(peer);
         let asked = Arc::clone(&peer);
@@ -107,6 +115,7 @@ impl AdminServer {
         let http = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
         // The operator's end of the connection says what went wrong.
         let _ = http.await;
+        drop(counted);
     }
 
     async fn answer(
@@ -147,7 +156,10 @@ impl AdminServer {
                 self.recorded(Event::AdminUnsealed, operator, id, self.unseal())
                     .await
             }
-            (_, path) if path.starts_with("/v1/store/") => self.store(operator, id, request).await,
+            (_, path) if path.starts_with("/v1/store/") => {
+                let act = self.store(operator, id, request);
+                self.recorded(Event::AdminStore, operator, id, act).await
+            }
             _ => answer::problem(Code::BadRequest, &id, Some("no such admin request")),
         }
     }
@@ -160,17 +172,33 @@ impl AdminServer {
         id: RequestId,
         act: impl Future<Output = Answer>,
     ) -> Answer {
-        // Sealing is the panic button: it works without a record, too.
-        if self.record(event, Verdict::Allow, operator, &id) || event == Event::AdminSealed {
+        if self.record(event, Verdict::Allow, operator, &id) {
             return act.await;
         }
-        answer::problem(Code::AuditUnavailable, &id, None)
+        if event != Event::AdminSealed {
+            return answer::problem(Code::AuditUnavailable, &id, None);
+        }
+        // Sealing is the panic button: it works without a record, too, and is recorded once one can be kept.
+        let (audit, who) = (Arc::clone(&self.context.audit), Arc::clone(&operator.who));
+        tokio::spawn(async move {
+            let entry = Entry {
+                decision: Verdict::Allow,
+                who: Some(&*who),
+                surface: "admin",
+                request_id: Some(id.as_str()),
+                ..Entry::of(event)
+            };
+            while audit.keep(&entry).is_err() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        act.await
     }
 
     fn record(&self, event: Event, decision: Verdict, operator: &Operator, id: &RequestId) -> bool {
         let entry = Entry {
             decision,
-            who: Some(&operator.who),
+            who: Some(&*operator.who),
             surface: "admin",
             request_id: Some(id.as_str()),
             ..Entry::of(event)

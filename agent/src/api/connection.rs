@@ -77,7 +77,7 @@ impl Connection {
         stall: Arc<Stall>,
         limits: Connected,
     ) -> Self {
-        let bound = Mutex::new(Arc::new(bind(&context, &peer).await));
+        let bound = Mutex::new(Arc::new(bind(&context, &peer, &limits).await));
         Self {
             context,
             peer,
@@ -98,7 +98,7 @@ impl Connection {
         if let Some(bound) = self.bound_now() {
             return bound;
         }
-        let fresh = Arc::new(bind(&self.context, &self.peer).await);
+        let fresh = Arc::new(bind(&self.context, &self.peer, &self.limits).await);
         *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
         fresh
     }
@@ -338,10 +338,10 @@ impl Bound {
 }
 
 /// Finds the bot that a peer is under the running policy.
-async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
+async fn bind(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected) -> Bound {
     let policy = context.policy.load_full();
     let accounts = context.lookup.accounts(&policy).await;
-    let facts = facts(context, peer, &policy).await;
+    let facts = facts(context, peer, limits, &policy).await;
     let found = policy.match_bot(&facts, &accounts);
     let bot = match &found {
         BotMatch::Bot(id) => policy.bot(*id),
@@ -379,7 +379,12 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>) -> Bound {
 }
 
 /// What the kernel says of the peer, in the policy's words.
-async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -> Facts {
+async fn facts(
+    context: &Arc<Context>,
+    peer: &Arc<Peer>,
+    limits: &Connected,
+    policy: &Arc<Policy>,
+) -> Facts {
     let mut facts = peer.facts();
     let paths: Vec<PathBuf> = policy.exe_paths().into_iter().map(Path::to_owned).collect();
     let wants_hash = policy.needs_exe_sha256();
@@ -394,6 +399,7 @@ async fn facts(context: &Arc<Context>, peer: &Arc<Peer>, policy: &Arc<Policy>) -
         return facts;
     }
     // Files have to be read and hashed, so off the request loop.
+    let _turn = limits.turn_to_read().await;
     let (context, peer) = (Arc::clone(context), Arc::clone(peer));
     let read = tokio::task::spawn_blocking(move || {
         let (proc_dir, image) = (peer.proc_dir()?, peer.image()?);

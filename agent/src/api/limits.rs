@@ -42,6 +42,8 @@ pub struct User {
     watches: AtomicU32,
     window: AtomicU64,
     requests: AtomicU32,
+    /// Held while a program of this user is read.
+    reading: tokio::sync::Mutex<()>,
 }
 
 /// One connection of a uid, counted until it is dropped.
@@ -84,6 +86,7 @@ impl Limits {
                 watches: AtomicU32::new(0),
                 window: AtomicU64::new(0),
                 requests: AtomicU32::new(0),
+                reading: tokio::sync::Mutex::new(()),
             })
         });
         if user.connections.load(Relaxed) >= self.a_uid || self.total.load(Relaxed) >= self.in_all {
@@ -152,6 +155,12 @@ impl Connected {
             waits: Arc::clone(&self.waits),
         };
         (before < self.limits.a_uid).then_some(watching)
+    }
+
+    /// Waits for the turn to have a program read: one at a time for each user, so that nobody's large ones
+    /// keep others waiting.
+    pub async fn turn_to_read(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.user.reading.lock().await
     }
 
     /// How many watches and long polls wait on this connection.

@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(60);
 /// The same after something could not be done.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a request waits for segments to be deleted, where `keep` leaves no room for the next.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The quickest level: on records it is also the smallest (a tenth; level 3 takes twice as long for a seventh more).
 const LEVEL: i32 = 1;
 

@@ -53,6 +53,8 @@ pub enum Event {
     AdminAcceptedOlder,
     /// Someone who is no admin asked on the admin socket.
     AdminDenied,
+    /// An operator asked for a store verb.
+    AdminStore,
     /// Segments were deleted by retention.
     AuditExpired,
     /// A sealed checkpoint of the chain (later).
@@ -85,7 +87,7 @@ pub enum Event {
 
 impl Event {
     /// Every event, in the order of the documentation.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::SecretRead,
         Self::SecretList,
         Self::SecretWatch,
@@ -111,6 +113,7 @@ impl Event {
         Self::AdminApproved,
         Self::AdminAcceptedOlder,
         Self::AdminDenied,
+        Self::AdminStore,
         Self::AuditExpired,
         Self::AuditCheckpoint,
         Self::AlertHoneytoken,
@@ -184,6 +187,7 @@ impl Event {
             Self::AdminAcceptedOlder => {
                 ("admin.accepted_older", "a0ac07d2e87f43428c24bb6915b2cbff")
             }
+            Self::AdminStore => ("admin.store", "0c3f7a5e2b9d4c1e8f60a7b4d2935e18"),
             Self::AdminDenied => ("admin.denied", "5f0b1d9a6c3e4d7b8a2f1c0e9d8b7a65"),
             Self::AuditExpired => ("audit.expired", "e47dc72d268e475491bb84e943dc6db3"),
             Self::AuditCheckpoint => ("audit.checkpoint", "c97a14a06e3f47929f1e6f58a8666748"),

@@ -259,7 +259,9 @@ fn lock(dir: &Path) -> Result<Flock<File>, AuditError> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o640)
+        // Whoever may read the log must not be able to lock it.
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
         .open(&path)
         .map_err(AuditError::io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)

@@ -19,6 +19,8 @@ use crate::sys::map::{self, Window};
 
 /// Space is reserved this much ahead, less as the disk fills.
 const STEP: u64 = 1024 * 1024;
+/// Zeros are written in pieces of this size.
+const PIECE: usize = 64 * 1024;
 /// The least that is reserved at once: a block.
 const LEAST: u64 = 4096;
 /// How much is mapped at once: little counts as resident, and few records pay for a new window.
@@ -239,7 +241,8 @@ impl Segment {
                 Ok(()) => {
                     self.take_pages(self.size, step)?;
                     self.size += step;
-                    self.resized += 2;
+                    // Once for the reservation, and once for each piece of zeros.
+                    self.resized += 1 + step.div_ceil(PIECE as u64);
                     return Ok(());
                 }
                 Err(why) if self.size == 0 && cannot_reserve(&why) => {
@@ -255,7 +258,7 @@ impl Segment {
     /// Writes the zeros that are there already: the page cache then holds the space in large pieces, and
     /// taking the pages costs a sixth of what one fault for each does.
     fn take_pages(&self, from: u64, len: u64) -> Result<(), Failure> {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; PIECE] = [0; PIECE];
         let fail = |why| Failure::from("write to", &self.path, why);
         let mut at = from;
         while at < from + len {

@@ -70,38 +70,47 @@ impl AskError {
 impl Target {
     /// Asks the daemon; `body` may hold a value.
     pub fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
-        let socket = self.socket()?;
+        let (socket, guessed) = self.socket()?;
         let broken = |error: io::Error| AskError::Broken(socket.clone(), error.to_string());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
             .map_err(broken)?;
-        runtime.block_on(ask(&socket, method, path, body))
+        runtime.block_on(ask(&socket, guessed, method, path, body))
     }
 
-    fn socket(&self) -> Result<PathBuf, AskError> {
+    /// The socket, and whether it was guessed: anyone may have made a folder in /tmp first.
+    fn socket(&self) -> Result<(PathBuf, bool), AskError> {
         if let Some(socket) = &self.admin_socket {
-            return Ok(socket.clone());
+            return Ok((socket.clone(), false));
         }
         let Some(config) = &self.config else {
-            return Ok(paths::admin_socket());
+            return Ok((paths::admin_socket(), true));
         };
         let config = config::load(config, Depth::ContentOnly).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             AskError::Config(lines.join("\n"))
         })?;
-        Ok(config.agent.admin_socket)
+        Ok((config.agent.admin_socket, false))
     }
 }
 
-async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
+async fn ask(
+    socket: &Path,
+    guessed: bool,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Reply, AskError> {
     let unreachable = |error| AskError::Unreachable(socket.to_owned(), error);
     let broken = |error: hyper::Error| AskError::Broken(socket.to_owned(), error.to_string());
     let folder = File::open(socket.parent().unwrap_or(Path::new("/"))).map_err(unreachable)?;
     let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
     let server = peer::credentials(&stream.as_fd()).map_err(unreachable)?.uid;
     let owner = folder.metadata().map_err(unreachable)?.uid();
-    if ![0, geteuid().as_raw(), owner].contains(&server) {
+    // The owner of a folder that was guessed is nobody to trust.
+    let trusted = server == 0 || server == geteuid().as_raw() || server == owner && !guessed;
+    if !trusted {
         return Err(AskError::Refused(socket.to_owned(), server));
     }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

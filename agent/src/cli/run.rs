@@ -9,6 +9,9 @@ use crate::files::Trust;
 
 pub fn run(config: &Path) -> u8 {
     daemon::log_to_journald_or_stderr();
+    if let Some(problem) = daemon::unseen_users() {
+        return fail(exit::CONFIG, problem);
+    }
     let loaded = match config::load(config, Depth::Full(Trust::own())) {
         Ok(loaded) => loaded,
         Err(problems) => {

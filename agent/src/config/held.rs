@@ -49,6 +49,20 @@ pub(super) fn check_state_dir(folder: &Path, place: &Place, depth: Depth, report
     );
 }
 
+/// The folder of the records of truth.
+pub(super) fn check_audit_dir(folder: &Path, place: &Place, depth: Depth, report: &mut Report) {
+    let Depth::Full(trust) = depth else { return };
+    let found = files::open_folder(folder, Holds::Access, trust).map(drop);
+    tell(
+        "the audit dir",
+        folder,
+        "keyhatchd makes it",
+        found,
+        place,
+        report,
+    );
+}
+
 /// A credential is a file only within the unit that it was given to.
 fn key_file(key: &KeySource) -> Option<PathBuf> {
     match key {

@@ -101,6 +101,11 @@ fn assemble(
         .map_or_else(|| main.clone(), |value| value.place());
     held::check_state_dir(&agent.state_dir, &state_place, depth, &mut report);
     let audit = audit::read(&parts.audit, &mut report);
+    let audit_place = parts
+        .audit
+        .get("dir")
+        .map_or_else(|| main.clone(), |value| value.place());
+    held::check_audit_dir(&audit.dir, &audit_place, depth, &mut report);
     check_audit_dir(&agent, &audit, &parts, &mut report);
     let taken = [
         ("state_dir", agent.state_dir.as_path()),

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// A larger program is not read, and so matches by device and inode only.
-const LARGEST: u64 = 1 << 30;
+const LARGEST: u64 = 256 << 20;
 
 /// How many contents are remembered for one path, and how many hashes in all.
 const CONTENTS_A_PATH: usize = 8;
