@@ -158,7 +158,7 @@ class Tmpfs:
 
     def __enter__(self):
         os.makedirs(self.path, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", self.path], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size},mode=750", "tmpfs", self.path], check=True)
         return self
 
     def __exit__(self, *_):
