@@ -34,7 +34,7 @@ pub struct About<'a> {
 /// How every reply ends while its source is well; a stale one ends with [`STALE`] instead.
 pub const FRESH: &[u8] = b"false}";
 
-/// See [`FRESH`].
+/// How a reply ends whose source is not well: the last good value is served.
 pub const STALE: &[u8] = b"true}";
 
 /// Renders `{"name","version","value"|"value_base64","updated_at","source","stale"}`.
