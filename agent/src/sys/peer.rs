@@ -100,3 +100,11 @@ pub fn cgroup_id(pidfd: BorrowedFd<'_>) -> io::Result<u64> {
     }
     Ok(info.cgroupid)
 }
+
+/// A descriptor that came with a message (`SCM_RIGHTS`, `unix(7)`), for tests.
+#[cfg(test)]
+#[must_use]
+pub fn received(fd: std::os::fd::RawFd) -> OwnedFd {
+    // SAFETY: the kernel made it for this process as the message was received, and it is taken once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

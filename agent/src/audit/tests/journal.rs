@@ -4,7 +4,7 @@ use super::super::journald::tests::decode;
 use super::*;
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 
@@ -60,10 +60,8 @@ fn receive(socket: &UnixDatagram) -> Fields {
         .collect()
 }
 
-#[allow(unsafe_code)]
 fn contents(memfd: i32) -> Vec<u8> {
-    // SAFETY: the kernel has just made this descriptor for us.
-    let file = fs::File::from(unsafe { OwnedFd::from_raw_fd(memfd) });
+    let file = fs::File::from(crate::sys::peer::received(memfd));
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(file.write_at(b"x", 0).is_err(), "it is sealed");
