@@ -1,6 +1,6 @@
 //! Checks a whole log and names the first bad record: a pure [`Verifier`] over lines, and its reading rim.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -245,18 +245,24 @@ fn expired(extra: &Map<String, Value>) -> Option<Head> {
 
 /// Checks the log in `dir`, also while it is written and its oldest segments expire.
 pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
-    let files = segments(dir).map_err(AuditError::io("list", dir))?;
+    let list = || segments(dir).map_err(AuditError::io("list", dir));
     let mut verifier = Verifier::new(pinned);
-    for (at, file) in files.iter().enumerate() {
-        let next = files.get(at + 1).map(|next| next.first);
-        match Lines::open(file) {
+    let mut files = VecDeque::from(list()?);
+    while let Some(file) = files.pop_front() {
+        let next = files.front().map(|next| next.first);
+        match Lines::open(&file) {
             Ok(lines) => {
                 verifier.segment(&file.name(), file.first, next);
                 read(&mut verifier, lines, next.is_none());
             }
-            // It expired since it was listed, and all before it: the log begins later now. If it went in
-            // another way, no `audit.expired` names it, which shows.
-            Err(why) if why.kind() == io::ErrorKind::NotFound => verifier = Verifier::new(pinned),
+            // It expired since it was listed, and all before it: the log begins later now. The record that
+            // tells of it may be in a segment begun since, so the rest is listed anew. If it went in another
+            // way, no `audit.expired` names it, which shows.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                verifier = Verifier::new(pinned);
+                files = list()?.into();
+                files.retain(|other| (other.first, other.kind) > (file.first, file.kind));
+            }
             Err(why) => return Err(AuditError::io("read", &file.path)(why)),
         }
     }
