@@ -12,6 +12,7 @@ mod rules;
 mod section;
 mod source;
 mod stamps;
+mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use source::{KeySource, KeySourceError, STORE_FILE, Source, SourceKind, owner};
 pub use stamps::Stamps;
+pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};
 
 use crate::files::Trust;
 pub use crate::policy::{Diagnostic, Place};

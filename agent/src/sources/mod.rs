@@ -9,6 +9,7 @@ mod file;
 mod keeper;
 mod key;
 mod state;
+pub mod upstream;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
