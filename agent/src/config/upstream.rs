@@ -175,10 +175,10 @@ pub(super) fn read_vault(section: &Section<'_>, report: &mut Report) -> Option<S
     };
     let mut fetching = read_fetching(section, report);
     // What is leased is lent ahead, so that nobody waits for it.
-    let leased = vault.leases.iter().map(|lease| &lease.name);
+    let lent = vault.leases.iter();
     fetching
         .prefetch
-        .extend(leased.filter_map(|name| Pattern::of_names(name).ok()));
+        .extend(lent.filter_map(|lease| Pattern::of_names(&lease.name).ok()));
     Some(SourceKind::Upstream {
         fetching,
         platform: Platform::Vault(Box::new(vault)),

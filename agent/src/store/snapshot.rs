@@ -76,11 +76,11 @@ struct Start {
 }
 
 /// Writes a copy of `secrets`, each with the plaintext of its versions.
-pub fn seal<'a>(
+pub fn seal(
     key: &Key,
     binding: &str,
     saved: &Saved,
-    secrets: &[(About, Vec<&'a [u8]>)],
+    secrets: &[(About, Vec<&[u8]>)],
 ) -> Result<Vec<u8>, SnapshotError> {
     let mut salt = [0; 32];
     random(&mut salt).map_err(SnapshotError::Cipher)?;
@@ -253,6 +253,8 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
+    type Secret = (About, Vec<Vec<u8>>);
+
     fn saved() -> Saved {
         Saved {
             wall: 1_700_000_000_000,
@@ -281,11 +283,7 @@ mod tests {
         seal(key, "host/source", &saved(), &secrets).unwrap()
     }
 
-    fn read(
-        bytes: &[u8],
-        key: &Key,
-        binding: &str,
-    ) -> Result<Vec<(About, Vec<Vec<u8>>)>, SnapshotError> {
+    fn read(bytes: &[u8], key: &Key, binding: &str) -> Result<Vec<Secret>, SnapshotError> {
         let mut open = Snapshot::open(bytes, key, binding)?;
         let mut all = Vec::new();
         while let Some(about) = open.next_secret()? {

@@ -80,6 +80,7 @@ impl CopyPlace {
     }
 
     /// When it is to be written.
+    #[must_use]
     pub fn due(&self) -> Option<Moment> {
         self.due
     }

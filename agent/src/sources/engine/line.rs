@@ -389,12 +389,11 @@ impl<U: Upstream> Loop<U> {
         for (what, why) in found.unusable {
             self.serving.alert(&what, &why);
         }
-        match found.outage {
-            Some((why, retry_after)) => self.outage(&why, retry_after),
-            None => {
-                self.pace.succeeded(now, dice());
-                self.serving.up(begun, self.pace.next());
-            }
+        if let Some((why, retry_after)) = found.outage {
+            self.outage(&why, retry_after);
+        } else {
+            self.pace.succeeded(now, dice());
+            self.serving.up(begun, self.pace.next());
         }
     }
 

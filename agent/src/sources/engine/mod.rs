@@ -10,6 +10,8 @@ mod line;
 mod pace;
 mod serve;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

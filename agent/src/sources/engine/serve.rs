@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::clock::Moment;
 use super::copy::{CopyPlace, Restored};
+use super::sweep::Held;
 use crate::audit::{Event, Log};
 use crate::cache::{About, Cache, Changes, Entry, Freshness, LoadError, Version};
 use crate::config::Fetching;
@@ -109,16 +110,22 @@ impl Serving {
         self.tell_state(Moment::now());
     }
 
-    /// The names of ordinary secrets that are held, as the upstream calls them, with their versions.
-    pub fn held(&self) -> HashMap<Name, Arc<str>> {
+    /// What is held.
+    pub fn held(&self) -> Held {
         let snapshot = self.rooms.cache.snapshot();
-        self.confirmed
+        let versions = self
+            .confirmed
             .keys()
             .filter_map(|name| {
                 let entry = snapshot.get(name.as_str())?;
                 Some((self.names.own(name)?, Arc::clone(entry.current.id())))
             })
-            .collect()
+            .collect();
+        let lent = self.lent.keys().filter_map(|name| self.names.own(name));
+        Held {
+            versions,
+            lent: lent.collect(),
+        }
     }
 
     /// The entry that is served, where it still is.

@@ -1,6 +1,6 @@
 //! One round of looking at an upstream: what it has, what changed, and the values of that.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,24 +35,32 @@ pub struct Found {
     pub outage: Option<(String, Option<Duration>)>,
 }
 
-/// Looks at all that `prefetch` names and all that is `held`, with its version. Values are handed over as they
-/// come.
+/// What is held already. Names are the upstream's own.
+pub struct Held {
+    /// Ordinary secrets with their versions.
+    pub versions: HashMap<Name, Arc<str>>,
+    /// Lent values, which are replaced when their time comes and not looked at otherwise.
+    pub lent: HashSet<Name>,
+}
+
+/// Looks at all that `prefetch` names and all that is held. Values are handed over as they come.
 pub async fn sweep<U: Upstream>(
     upstream: Rc<U>,
     prefetch: Rc<[Pattern]>,
-    held: HashMap<Name, Arc<str>>,
+    held: Held,
     portions: UnboundedSender<Portion>,
 ) -> Found {
     let mut found = Found::default();
-    let wanted = found.list(&*upstream, &prefetch).await;
+    let mut wanted = found.list(&*upstream, &prefetch).await;
+    wanted.retain(|name, _| !held.lent.contains(name));
+    let held = held.versions;
     let mut to_fetch: BTreeSet<Name> = BTreeSet::new();
     let mut to_ask: Vec<Name> = Vec::new();
     for (name, version) in &wanted {
         match (held.get(name), version) {
-            (None, _) => drop(to_fetch.insert(name.clone())),
             (Some(old), Some(new)) if **old == **new => found.confirmed.push(name.clone()),
-            (Some(_), Some(_)) => drop(to_fetch.insert(name.clone())),
             (Some(_), None) => to_ask.push(name.clone()),
+            (None, _) | (Some(_), Some(_)) => drop(to_fetch.insert(name.clone())),
         }
     }
     to_ask.extend(
