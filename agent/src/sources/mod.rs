@@ -10,6 +10,7 @@ mod keeper;
 mod key;
 mod state;
 pub mod upstream;
+pub mod vault;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
