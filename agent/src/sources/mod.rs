@@ -14,6 +14,7 @@ pub mod platforms;
 mod record;
 mod state;
 pub mod upstream;
+pub mod vault;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
