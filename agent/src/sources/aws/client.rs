@@ -45,7 +45,7 @@ pub fn client(
 ) -> Result<Client, Trouble> {
     if shared.region().is_none() {
         return Err(Trouble::outage(
-            "no region: set `region` in the source, or AWS_REGION in the daemon's environment",
+            "no region: set `region` in the source, in the profile or in AWS_REGION",
         ));
     }
     let mut config = Builder::from(shared).interceptor(Bounded);
@@ -90,7 +90,7 @@ pub async fn shared(settings: &Settings, http: SharedHttpClient) -> SdkConfig {
     if let Some(profile) = &settings.profile {
         loader = loader.profile_name(profile);
     }
-    loader.load().await
+    Box::pin(loader.load()).await
 }
 
 /// No proxy and no redirect is followed.

@@ -81,7 +81,8 @@ impl Aws {
         Ok(Self {
             settings: Settings {
                 region: config.region.clone(),
-                endpoint_url: config.endpoint_url.clone(),
+                // The SDK panics at an empty one.
+                endpoint_url: config.endpoint_url.clone().filter(|url| !url.is_empty()),
                 profile: config.profile.clone(),
                 roots: roots.transpose()?,
                 timeout,

@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use aws_config::imds::client::error::ImdsError;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_secretsmanager::config::http::HttpResponse;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
@@ -46,8 +47,8 @@ impl Refusal {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        if let Some(credentials) = find::<CredentialsError>(error) {
-            return Self::Login(Trouble::outage(without_credentials(credentials)));
+        if let Some(why) = without_credentials(error) {
+            return Self::Login(Trouble::outage(why));
         }
         match error {
             SdkError::ServiceError(refused) if refused.raw().status().is_success() => {
@@ -196,18 +197,30 @@ fn unreadable(operation: &str, error: &(dyn Error + 'static)) -> Trouble {
     ))
 }
 
-fn without_credentials(error: &CredentialsError) -> String {
-    let why = match error {
-        CredentialsError::CredentialsNotLoaded(_) => {
+/// Why there are no credentials, if that is what an error says.
+fn without_credentials(error: &(dyn Error + 'static)) -> Option<String> {
+    let why = match find::<CredentialsError>(error) {
+        Some(CredentialsError::CredentialsNotLoaded(_)) => {
             "no credentials: none in the environment, profile, web identity, container or instance metadata"
         }
-        CredentialsError::ProviderTimedOut(_) => "the credentials did not come in time",
-        CredentialsError::InvalidConfiguration(_) => {
+        Some(CredentialsError::InvalidConfiguration(_)) => {
             "the configuration of the credentials is not valid"
         }
-        _ => "the source of the credentials failed",
+        Some(CredentialsError::ProviderTimedOut(_)) => "the credentials did not come in time",
+        Some(_) if find::<ImdsError>(error).is_some() => {
+            "no credentials: none in the environment, profile, web identity or container, and no instance \
+             metadata answers"
+        }
+        Some(_) => "the source of the credentials failed",
+        // Its type is not public.
+        None if innermost(error).starts_with("identity resolver timed out") => {
+            "the credentials did not come in time"
+        }
+        None => return None,
     };
-    format!("{why}; `aws sts get-caller-identity`, run as the daemon's user, shows more")
+    Some(format!(
+        "{why}; `aws sts get-caller-identity`, run as the daemon's user, shows more"
+    ))
 }
 
 fn retry_after(header: Option<&str>) -> Option<Duration> {

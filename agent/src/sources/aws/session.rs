@@ -70,7 +70,7 @@ impl Session {
     ) -> Result<Fetched, Refusal> {
         let call = self.client.get_secret_value();
         let call = call.secret_id(id).version_stage(stage.label());
-        let value = match call.send().await {
+        let value = match Box::pin(call.send()).await {
             Ok(told) => Value {
                 version: told.version_id,
                 created: told.created_date,
@@ -95,7 +95,7 @@ impl Session {
     ) -> Result<BTreeMap<String, Result<Fetched, Refusal>>, Refusal> {
         let call = self.client.batch_get_secret_value();
         let call = call.set_secret_id_list(Some(ids.to_vec()));
-        let told = call.send().await.map_err(|error| {
+        let told = Box::pin(call.send()).await.map_err(|error| {
             let refusal = Refusal::of("BatchGetSecretValue", &error);
             if matches!(refusal, Refusal::Absent(_) | Refusal::Unsupported(_)) {
                 self.without_batch.store(true, Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Session {
     /// `DescribeSecret`.
     pub async fn standing(&self, id: &str) -> Result<Standing, Refusal> {
         let call = self.client.describe_secret().secret_id(id);
-        let told = call.send().await;
+        let told = Box::pin(call.send()).await;
         let told = told.map_err(|error| Refusal::of("DescribeSecret", &error))?;
         if told.deleted_date.is_some() {
             return Err(Refusal::Absent(Absence::Deleted));
@@ -148,7 +148,7 @@ impl Session {
             let named = named.values(folder).values(format!("/{folder}"));
             call = call.filters(named.build());
         }
-        let told = call.set_next_token(token).send().await;
+        let told = Box::pin(call.set_next_token(token).send()).await;
         let told = told.map_err(|error| Refusal::of("ListSecrets", &error))?;
         let secrets = told.secret_list.unwrap_or_default().into_iter();
         Ok(Page {

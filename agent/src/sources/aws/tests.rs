@@ -25,7 +25,7 @@ type Script = fn(&str, &Value) -> (u16, String, &'static str);
 const CUT: &str = "connection: close\r\n";
 
 /// Runs `test` against an endpoint that follows `script`, and returns the operations that it was asked for.
-fn against(script: Script, test: impl AsyncFn(&Aws)) -> Vec<String> {
+fn against(script: Script, test: impl AsyncFnOnce(&Aws)) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -87,7 +87,7 @@ async fn serve(
         stream.read_exact(&mut body).await.ok()?;
         let (status, body, headers) = script(&operation, &serde_json::from_slice(&body).ok()?);
         tell.send(operation).ok()?;
-        let whole = body.len() + if headers == CUT { 1 } else { 0 };
+        let whole = body.len() + usize::from(headers == CUT);
         let head = format!("HTTP/1.1 {status} Told\r\ncontent-length: {whole}\r\n{headers}\r\n");
         stream.write_all(head.as_bytes()).await.ok()?;
         stream.write_all(body.as_bytes()).await.ok()?;
