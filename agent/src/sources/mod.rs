@@ -5,6 +5,8 @@
 //! values serve on.
 
 mod accepted;
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod engine;
 mod file;
 mod keeper;

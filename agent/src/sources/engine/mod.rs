@@ -70,6 +70,20 @@ pub struct Setup<U> {
     pub upstream: U,
 }
 
+impl Setup<()> {
+    /// The same, of an upstream.
+    #[must_use]
+    pub fn of<M>(self, upstream: M) -> Setup<M> {
+        Setup {
+            name: self.name,
+            names: self.names,
+            fetching: self.fetching,
+            copy: self.copy,
+            upstream,
+        }
+    }
+}
+
 /// Starts one source on the thread of all upstreams.
 pub type Begin = Box<dyn FnOnce(&Rooms, &mut Vec<String>) -> Option<Line> + Send>;
 
