@@ -211,3 +211,44 @@ fn depth(json: &[u8]) -> usize {
     }
     deepest
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn depth_counts_what_nests_and_not_what_is_text() {
+        assert_eq!(depth(br#"{"a":[{"b":"]]}\"[[["}],"c":{}}"#), 3);
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+        for (levels, usable) in [(DEEPEST, true), (DEEPEST + 1, false)] {
+            let text = nested(levels);
+            let raw: &RawValue = serde_json::from_str(&text).unwrap();
+            assert_eq!(object(raw).is_some(), usable);
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&text).is_ok(),
+                usable
+            );
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_made_again_is_another() {
+        assert_ne!(
+            version(1, "2026-01-02T03:04:05.1Z"),
+            version(1, "2026-01-02T03:04:05.2Z")
+        );
+        assert_eq!(version(1, "yesterday"), None);
+        assert_eq!(version(1, "2026-01-02T03:04:05\"Z"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_read_as_more_than_it_says(body in "[{}\\[\\]\":,a-d0-9]{0,40}") {
+            let _ = data::<Versioned<'_>>(body.as_bytes());
+            let _ = data::<Metadata<'_>>(body.as_bytes()).map(|metadata| (metadata.current(), metadata.previous()));
+            let _ = data::<Keys<'_>>(body.as_bytes());
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hyper::StatusCode;
+use keyhatch_protocol::Name;
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
@@ -20,7 +21,7 @@ const LARGEST: usize = 16 * 1024 * 1024;
 /// How many folders are asked for at once.
 const AT_ONCE: usize = 4;
 /// More names than any agent holds; more folders than these cannot be walked in a useful time.
-const MOST: usize = 200_000;
+const MOST: usize = 100_000;
 
 /// What one folder holds.
 #[derive(Default)]
@@ -123,7 +124,7 @@ impl Inner {
             let Some(name) = self.names.name(folder.mount, &path) else {
                 continue;
             };
-            if is_folder(&key) {
+            if is_folder(&name) {
                 found.folders.push(Folder {
                     mount: folder.mount,
                     path,
@@ -141,10 +142,10 @@ impl Inner {
     }
 }
 
-/// A folder that no name can have is told as if it were a secret: what is below it cannot be served either.
-fn is_folder(key: &str) -> bool {
-    key.strip_suffix('/')
-        .is_some_and(|folder| keyhatch_protocol::Name::parse(folder).is_ok())
+/// Whether names can be in it. One that no name can begin with is told as if it were a secret, once.
+fn is_folder(name: &str) -> bool {
+    name.strip_suffix('/')
+        .is_some_and(|folder| Name::parse(folder).is_ok())
 }
 
 /// The current version; `Some(None)` where it is deleted, `None` where this does not tell.
