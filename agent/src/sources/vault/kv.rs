@@ -66,8 +66,7 @@ impl Inner {
         match reply.status.as_u16() {
             200 => {
                 let metadata: Metadata<'_> = answer::data(&reply.body).ok_or_else(not_metadata)?;
-                let current = metadata.current().ok_or_else(not_metadata)?;
-                Ok(current.map_or(Standing::Absent, Standing::Version))
+                Ok(metadata.standing())
             }
             // A policy may allow the value and not its metadata.
             403 => Ok(Standing::Unknown),

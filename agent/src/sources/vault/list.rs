@@ -14,7 +14,7 @@ use super::kv::answered;
 use super::names::Folder;
 use super::server::{Ask, Reply};
 use crate::http::Bound;
-use crate::sources::upstream::{Listed, Trouble};
+use crate::sources::upstream::{Listed, Standing, Trouble};
 
 /// A folder's list is never larger.
 const LARGEST: usize = 16 * 1024 * 1024;
@@ -131,10 +131,14 @@ impl Inner {
                 });
                 continue;
             }
-            let version = match keys.key_info.get(&key).and_then(|info| current(info)) {
-                Some(None) => continue,
-                Some(version) => version,
-                None => None,
+            let version = match keys
+                .key_info
+                .get(&key)
+                .map_or(Standing::Unknown, |info| standing(info))
+            {
+                Standing::Absent => continue,
+                Standing::Version(version) => Some(version),
+                Standing::Unknown => None,
             };
             found.names.push(Listed { name, version });
         }
@@ -148,8 +152,8 @@ fn is_folder(name: &str) -> bool {
         .is_some_and(|folder| Name::parse(folder).is_ok())
 }
 
-/// The current version; `Some(None)` where it is deleted, `None` where this does not tell.
-fn current(info: &RawValue) -> Option<Option<String>> {
-    let metadata: Metadata<'_> = answer::parse(info.get().as_bytes())?;
-    metadata.current()
+fn standing(info: &RawValue) -> Standing {
+    answer::parse(info.get().as_bytes()).map_or(Standing::Unknown, |metadata: Metadata<'_>| {
+        metadata.standing()
+    })
 }

@@ -1,5 +1,6 @@
 //! Answers that cannot be used, and none at all.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use super::liar::{Act, Liar, data, json, versioned};
@@ -92,17 +93,11 @@ async fn a_chunked_value_is_read_whole() {
         let Act::Json(_, body) = versioned(&format!(r#"{{"a":"{}"}}"#, "x".repeat(60_000))) else {
             return None;
         };
-        let chunks: String = body
-            .as_bytes()
-            .chunks(7_000)
-            .map(|chunk| {
-                format!(
-                    "{:x}\r\n{}\r\n",
-                    chunk.len(),
-                    std::str::from_utf8(chunk).unwrap()
-                )
-            })
-            .collect();
+        let mut chunks = String::new();
+        for chunk in body.as_bytes().chunks(7_000) {
+            let text = std::str::from_utf8(chunk).unwrap();
+            write!(chunks, "{:x}\r\n{text}\r\n", chunk.len()).unwrap();
+        }
         let answer =
             format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n");
         asked

@@ -58,7 +58,7 @@ pub fn config(
     leases: &[(&str, &str)],
 ) -> config::Vault {
     let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
-    let leased = |(name, path)| LeasedPath { name, path };
+    let lent = |(name, path)| LeasedPath { name, path };
     config::Vault {
         addresses: addresses.to_vec(),
         ca_file: None,
@@ -69,7 +69,7 @@ pub fn config(
             mount: "cert".into(),
             name: None,
         },
-        leases: leases.iter().map(own).map(leased).collect(),
+        leases: leases.iter().map(own).map(lent).collect(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::liar::{Act, Liar, json};
 use super::{config, found, trouble, vault};
 
-async fn two(first: Liar, second: &Liar) -> (Liar, super::Vault) {
+fn two(first: Liar, second: &Liar) -> (Liar, super::Vault) {
     let addresses = [first.address.clone(), second.address.clone()];
     let (vault, _) = vault(&config(&addresses, &[("secret", "")], &[]));
     (first, vault)
@@ -16,7 +16,7 @@ async fn a_standby_costs_one_try_and_the_good_one_is_remembered() {
     for status in [472, 473, 503, 500] {
         let standby = Liar::new(move |_| Some(Act::Json(status, String::new()))).await;
         let active = Liar::new(|_| None).await;
-        let (standby, vault) = two(standby, &active).await;
+        let (standby, vault) = two(standby, &active);
         found(&vault, "app/db").await;
         found(&vault, "app/x").await;
         assert_eq!(standby.count(""), 1, "{status}");
@@ -28,7 +28,7 @@ async fn a_redirect_to_a_configured_address_is_followed_and_remembered() {
     let active = Liar::new(|_| None).await;
     let to = format!("location: {}/v1/anything\r\n", active.address);
     let standby = Liar::new(move |_| Some(Act::Bytes(json(307, &to, "")))).await;
-    let (standby, vault) = two(standby, &active).await;
+    let (standby, vault) = two(standby, &active);
     found(&vault, "app/db").await;
     assert_eq!(standby.count(""), 1);
     assert_eq!(active.count("GET secret/data/app/db"), 1);
