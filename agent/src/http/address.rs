@@ -48,8 +48,10 @@ impl Address {
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(host)
             .to_ascii_lowercase();
-        let port = match authority.port() {
-            Some(_) => authority.port_u16()?,
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            // A port that is none is not told apart from none at all.
+            None if authority.as_str() != authority.host() => return None,
             None if tls => 443,
             None => 80,
         };

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::sources::upstream::Standing;
+
 /// How deep a value may nest: what a JSON parser with the usual bound reads.
 const DEEPEST: usize = 127;
 
@@ -145,16 +147,17 @@ impl Made<'_> {
 }
 
 impl Metadata<'_> {
-    /// The current version as we name it; `None` where it is deleted.
-    pub fn current(&self) -> Option<Option<String>> {
+    /// How the secret stands; not known where this does not tell.
+    pub fn standing(&self) -> Standing {
         if self.current_version == 0 {
-            return Some(None);
+            return Standing::Absent;
         }
-        let made = self.versions.get(&self.current_version)?;
-        if !made.is_there() {
-            return Some(None);
+        match self.versions.get(&self.current_version) {
+            Some(made) if !made.is_there() => Standing::Absent,
+            Some(made) => version(self.current_version, made.created_time)
+                .map_or(Standing::Unknown, Standing::Version),
+            None => Standing::Unknown,
         }
-        version(self.current_version, made.created_time).map(Some)
     }
 
     /// The number of the version before the current one that is still there.
@@ -210,4 +213,45 @@ fn depth(json: &[u8]) -> usize {
         }
     }
     deepest
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn depth_counts_what_nests_and_not_what_is_text() {
+        assert_eq!(depth(br#"{"a":[{"b":"]]}\"[[["}],"c":{}}"#), 3);
+        let nested = |levels: usize| format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+        for (levels, usable) in [(DEEPEST, true), (DEEPEST + 1, false)] {
+            let text = nested(levels);
+            let raw: &RawValue = serde_json::from_str(&text).unwrap();
+            assert_eq!(object(raw).is_some(), usable);
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&text).is_ok(),
+                usable
+            );
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_made_again_is_another() {
+        assert_ne!(
+            version(1, "2026-01-02T03:04:05.1Z"),
+            version(1, "2026-01-02T03:04:05.2Z")
+        );
+        assert_eq!(version(1, "yesterday"), None);
+        assert_eq!(version(1, "2026-01-02T03:04:05\"Z"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_read_as_more_than_it_says(body in "[{}\\[\\]\":,a-d0-9]{0,40}") {
+            let _ = data::<Versioned<'_>>(body.as_bytes());
+            let _ = data::<Metadata<'_>>(body.as_bytes()).map(|metadata| (metadata.standing(), metadata.previous()));
+            let _ = data::<Keys<'_>>(body.as_bytes());
+        }
+    }
 }

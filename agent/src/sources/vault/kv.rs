@@ -26,7 +26,8 @@ pub struct Mount {
     pub versioned: bool,
     /// Whether its lists tell versions; not known before the first one.
     pub detailed: Option<bool>,
-    at: Instant,
+    /// `None` where it is to be looked at again.
+    at: Option<Instant>,
 }
 
 impl Inner {
@@ -65,8 +66,7 @@ impl Inner {
         match reply.status.as_u16() {
             200 => {
                 let metadata: Metadata<'_> = answer::data(&reply.body).ok_or_else(not_metadata)?;
-                let current = metadata.current().ok_or_else(not_metadata)?;
-                Ok(current.map_or(Standing::Absent, Standing::Version))
+                Ok(metadata.standing())
             }
             // A policy may allow the value and not its metadata.
             403 => Ok(Standing::Unknown),
@@ -107,8 +107,9 @@ impl Inner {
 
     /// What is known of a mount, asked for at first use.
     pub(super) async fn mount(&self, mount: usize) -> Result<Mount, Trouble> {
-        if let Some(known) = self.mounts().get(&mount) {
-            return Ok(*known);
+        let before = self.mounts().get(&mount).copied();
+        if let Some(known) = before.filter(|known| known.at.is_some()) {
+            return Ok(known);
         }
         let path = self.names.mount(mount);
         let ask = Ask::get(
@@ -117,27 +118,22 @@ impl Inner {
             Bound::Plain(LARGEST),
         );
         let (reply, _) = self.session.ask(&ask, self.deadline()).await?;
-        let versioned = match reply.status.as_u16() {
-            200 => {
-                let info: MountInfo<'_> = answer::data(&reply.body).ok_or_else(|| {
-                    Trouble::unusable(format!(
-                        "what Vault says of the mount {path} is not what it should be"
-                    ))
-                })?;
-                if info.path.trim_end_matches('/') != path {
-                    return Err(Trouble::unusable(format!(
-                        "nothing is mounted at {path} itself; correct it in mounts"
-                    )));
-                }
-                info.options.and_then(|options| options.version) == Some("2")
+        let status = reply.status.as_u16();
+        let versioned = if status == 200 {
+            is_versioned(path, &reply)?
+        } else {
+            if before.is_none() {
+                tracing::warn!(
+                    "vault: {path} is taken for a KV mount of version 2: asked what it is, the server \
+                     answered {status}; is it mounted, and does the policy allow anything below it?"
+                );
             }
-            // The policy has nothing below this mount, or the server has no such path: what is the default now.
-            _ => true,
+            true
         };
         let known = Mount {
             versioned,
             detailed: None,
-            at: Instant::now(),
+            at: Some(Instant::now()),
         };
         self.mounts().insert(mount, known);
         Ok(known)
@@ -150,11 +146,11 @@ impl Inner {
         }
     }
 
-    /// Forgets what has been known of a mount for long. Whether it did.
+    /// Whether what is known of a mount is old, so that it is looked at again.
     fn outdated(&self, mount: usize, known: Mount) -> bool {
-        let old = known.at.elapsed() >= KNOWN;
+        let old = known.at.is_none_or(|at| at.elapsed() >= KNOWN);
         if old {
-            self.mounts().remove(&mount);
+            self.mounts().insert(mount, Mount { at: None, ..known });
         }
         old
     }
@@ -265,6 +261,21 @@ pub(super) fn no(reply: &Reply) -> Result<Option<Answer>, Trouble> {
         404 => Ok(Some(Answer::Absent("not there, or deleted".into()))),
         other => Err(answered(other)),
     }
+}
+
+/// Whether the mount at `path` keeps versions.
+fn is_versioned(path: &str, reply: &Reply) -> Result<bool, Trouble> {
+    let info: MountInfo<'_> = answer::data(&reply.body).ok_or_else(|| {
+        Trouble::unusable(format!(
+            "what Vault says of the mount {path} is not what it should be"
+        ))
+    })?;
+    if info.path.trim_end_matches('/') != path {
+        return Err(Trouble::unusable(format!(
+            "nothing is mounted at {path} itself; correct it in mounts"
+        )));
+    }
+    Ok(info.options.and_then(|options| options.version) == Some("2"))
 }
 
 pub(super) fn answered(status: u16) -> Trouble {

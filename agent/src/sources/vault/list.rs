@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hyper::StatusCode;
+use keyhatch_protocol::Name;
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
@@ -13,14 +14,14 @@ use super::kv::answered;
 use super::names::Folder;
 use super::server::{Ask, Reply};
 use crate::http::Bound;
-use crate::sources::upstream::{Listed, Trouble};
+use crate::sources::upstream::{Listed, Standing, Trouble};
 
 /// A folder's list is never larger.
 const LARGEST: usize = 16 * 1024 * 1024;
 /// How many folders are asked for at once.
 const AT_ONCE: usize = 4;
 /// More names than any agent holds; more folders than these cannot be walked in a useful time.
-const MOST: usize = 200_000;
+const MOST: usize = 100_000;
 
 /// What one folder holds.
 #[derive(Default)]
@@ -123,17 +124,21 @@ impl Inner {
             let Some(name) = self.names.name(folder.mount, &path) else {
                 continue;
             };
-            if is_folder(&key) {
+            if is_folder(&name) {
                 found.folders.push(Folder {
                     mount: folder.mount,
                     path,
                 });
                 continue;
             }
-            let version = match keys.key_info.get(&key).and_then(|info| current(info)) {
-                Some(None) => continue,
-                Some(version) => version,
-                None => None,
+            let version = match keys
+                .key_info
+                .get(&key)
+                .map_or(Standing::Unknown, |info| standing(info))
+            {
+                Standing::Absent => continue,
+                Standing::Version(version) => Some(version),
+                Standing::Unknown => None,
             };
             found.names.push(Listed { name, version });
         }
@@ -141,14 +146,14 @@ impl Inner {
     }
 }
 
-/// A folder that no name can have is told as if it were a secret: what is below it cannot be served either.
-fn is_folder(key: &str) -> bool {
-    key.strip_suffix('/')
-        .is_some_and(|folder| keyhatch_protocol::Name::parse(folder).is_ok())
+/// Whether names can be in it. One that no name can begin with is told as if it were a secret, once.
+fn is_folder(name: &str) -> bool {
+    name.strip_suffix('/')
+        .is_some_and(|folder| Name::parse(folder).is_ok())
 }
 
-/// The current version; `Some(None)` where it is deleted, `None` where this does not tell.
-fn current(info: &RawValue) -> Option<Option<String>> {
-    let metadata: Metadata<'_> = answer::parse(info.get().as_bytes())?;
-    metadata.current()
+fn standing(info: &RawValue) -> Standing {
+    answer::parse(info.get().as_bytes()).map_or(Standing::Unknown, |metadata: Metadata<'_>| {
+        metadata.standing()
+    })
 }
