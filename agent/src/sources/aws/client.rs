@@ -49,8 +49,11 @@ pub fn client(
         ));
     }
     let mut config = Builder::from(shared).interceptor(Bounded);
-    if let Some(url) = &settings.endpoint_url {
-        config.set_endpoint_url(Some(url.clone()));
+    match &settings.endpoint_url {
+        Some(url) => {
+            config.set_endpoint_url(Some(url.clone()));
+        }
+        None => refuse_empty_endpoints()?,
     }
     if let Some(roots) = &settings.roots {
         config.set_http_client(Some(https(Some(roots))?));
@@ -68,6 +71,17 @@ pub fn client(
         );
     }
     Ok(Client::from_conf(config.build()))
+}
+
+/// The SDK panics at an empty one.
+fn refuse_empty_endpoints() -> Result<(), Trouble> {
+    let empty = |name: &&str| std::env::var_os(name).is_some_and(|url| url.is_empty());
+    let names = ["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"];
+    names.iter().copied().find(empty).map_or(Ok(()), |name| {
+        Err(Trouble::outage(format!(
+            "{name} is empty in the daemon's environment; unset it"
+        )))
+    })
 }
 
 /// What the chain of credentials and the client have in common.
