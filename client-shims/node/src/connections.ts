@@ -99,7 +99,8 @@ export class Connections extends http.Agent {
   /** What an error of Node's means. It is not passed on: it may carry the bytes that were read. */
   failure(error: unknown, kept = false): unknown {
     if (error instanceof KeyhatchError) return error;
-    const code = (error as NodeJS.ErrnoException).code ?? "unknown error";
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === undefined) return error;
     const meaning = RESTART[code];
     if (meaning !== undefined) {
       const unreachable = new UnreachableError(`cannot reach the agent at ${this.path()}: ${meaning} (${code})`);

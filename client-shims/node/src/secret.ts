@@ -36,8 +36,9 @@ export class Secret {
 
   /** The value as text. */
   reveal(): string {
+    const value = held(this);
     try {
-      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(held(this));
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(value);
     } catch {
       throw new NotTextError(this.name);
     }
