@@ -14,6 +14,7 @@ import type { Batch, Health, Listed, Whoami } from "./reply";
 import { onRotate } from "./rotate";
 import type { RotateOptions, Rotated } from "./rotate";
 import type { Secret } from "./secret";
+import { onAbort } from "./signals";
 import type { Opening } from "./stream";
 import { Watch } from "./watch";
 
@@ -64,7 +65,7 @@ export class Client {
   constructor({ socket, timeout = DEFAULT_TIMEOUT }: ClientOptions = {}) {
     this.#timeout = timeout;
     this.#kept = new Connections(socket, { keepAlive: true, maxSockets: MOST_AT_ONCE, maxFreeSockets: MOST_KEPT });
-    this.#single = new Connections(socket, {});
+    this.#single = new Connections(socket, { keepAlive: false });
     this.#cache = new Cache(
       (name) => this.#opening([name], this.#stop.signal, false),
       (asked, options) => this.#read(asked, options),
@@ -199,12 +200,7 @@ export class Client {
 
 /** Ends `stop` with the first of `signals`; gives a function that ends it and lets go of them. */
 function linked(stop: AbortController, signals: (AbortSignal | undefined)[]): () => void {
-  const ends = signals.map((signal) => {
-    const end = () => stop.abort(signal?.reason);
-    if (signal?.aborted) end();
-    signal?.addEventListener("abort", end, { once: true });
-    return () => signal?.removeEventListener("abort", end);
-  });
+  const ends = signals.map((signal) => onAbort(signal, () => stop.abort(signal?.reason)));
   return () => {
     ends.forEach((letGo) => letGo());
     stop.abort();

@@ -7,6 +7,7 @@ import * as http from "node:http";
 import type { Duplex } from "node:stream";
 
 import { KeyhatchError, ProtocolError, UnreachableError } from "./errors";
+import { onAbort } from "./signals";
 import { connect, find } from "./socket";
 
 /** The most bytes of a status line and its headers. */
@@ -19,7 +20,6 @@ const RESTART: Record<string, string> = {
   EAGAIN: "too many wait to be accepted there",
   ECONNRESET: "the connection ended before the answer did",
   EPIPE: "the connection ended before the answer did",
-  HPE_INVALID_EOF_STATE: "the connection ended before the answer did",
 };
 
 /** These come before a byte of the request was sent. */
@@ -83,12 +83,11 @@ export class Connections extends http.Agent {
         headers: { host: "keyhatch", ...headers },
         maxHeaderSize: MAX_HEAD,
       });
-      const stop = () => {
+      const letGo = onAbort(signal, () => {
         reject(signal?.reason);
         request.destroy();
-      };
-      signal?.addEventListener("abort", stop, { once: true });
-      request.once("close", () => signal?.removeEventListener("abort", stop));
+      });
+      request.once("close", letGo);
       request.once("response", resolve);
       request.on("error", (error) => reject(this.failure(error, request.reusedSocket)));
       if (!ref) request.once("socket", (socket) => socket.unref());

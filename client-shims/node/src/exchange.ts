@@ -7,6 +7,7 @@ import { Interrupted } from "./connections";
 import { ProtocolError, TimedOutError } from "./errors";
 import { sleep } from "./pause";
 import { problem } from "./problem";
+import { onAbort } from "./signals";
 
 /** How long an agent may be away before that is an error. */
 const RESTART_TIME = 5_000;
@@ -25,7 +26,7 @@ export class Span {
   readonly deadline: number;
   readonly #stop = new AbortController();
   readonly #timer: NodeJS.Timeout;
-  readonly #signal: AbortSignal | undefined;
+  readonly #letGo: () => void;
 
   constructor(
     connections: Connections,
@@ -35,17 +36,13 @@ export class Span {
     readonly ref = true,
   ) {
     this.deadline = performance.now() + timeout;
-    this.#signal = signal;
-    if (signal?.aborted) this.#stop.abort(signal.reason);
-    signal?.addEventListener("abort", this.#end);
     this.#timer = setTimeout(() => {
       const message = `the agent at ${connections.path()} did not answer within ${timeout} ms`;
       this.#stop.abort(new TimedOutError(message));
     }, timeout);
     if (!ref) this.#timer.unref();
+    this.#letGo = onAbort(signal, () => this.#stop.abort(signal?.reason));
   }
-
-  readonly #end = () => this.#stop.abort(this.#signal?.reason);
 
   /** Aborted, with the error to throw, when the call must end. */
   get signal(): AbortSignal {
@@ -55,7 +52,7 @@ export class Span {
   /** The call is over. */
   close(): void {
     clearTimeout(this.#timer);
-    this.#signal?.removeEventListener("abort", this.#end);
+    this.#letGo();
   }
 }
 

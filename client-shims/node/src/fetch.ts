@@ -6,6 +6,7 @@ import { ReadableStream } from "node:stream/web";
 import type { Connections, Question } from "./connections";
 import { Interrupted } from "./connections";
 import { throughRestart } from "./exchange";
+import { onAbort } from "./signals";
 
 const ORIGIN = "http://keyhatch";
 
@@ -71,9 +72,7 @@ function answered(
 
 function streamed(line: Connections, response: IncomingMessage, signal: AbortSignal | undefined): ReadableStream {
   const pieces = response[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
-  const stop = () => response.destroy();
-  signal?.addEventListener("abort", stop, { once: true });
-  response.once("close", () => signal?.removeEventListener("abort", stop));
+  response.once("close", onAbort(signal, () => response.destroy()));
   return new ReadableStream({
     async pull(controller) {
       try {

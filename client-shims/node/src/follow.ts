@@ -1,6 +1,7 @@
 // Keeping up with one secret in the background: what `onRotate` and the cache have in common.
 
 import { Retry, sleep } from "./pause";
+import { onAbort } from "./signals";
 import { ChangeStream } from "./stream";
 import type { Change, Opening } from "./stream";
 
@@ -20,13 +21,14 @@ export async function follow(opening: Opening, follower: Follower, first?: Chang
   const { signal, ref } = opening;
   const retry = new Retry();
   let stream = first;
-  const close = () => stream?.close();
-  signal.addEventListener("abort", close);
+  onAbort(signal, () => stream?.close());
   while (!signal.aborted) {
     try {
       stream ??= await ChangeStream.open(opening);
-      retry.opened();
-      for (;;) await follower.heard(await stream.next());
+      for (;;) {
+        await follower.heard(await stream.next());
+        retry.reset();
+      }
     } catch (error) {
       stream?.close();
       stream = undefined;

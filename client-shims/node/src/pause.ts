@@ -1,6 +1,7 @@
 // How long to wait before the next try, and waiting itself.
 
 import { KeyhatchError, RateLimitedError } from "./errors";
+import { onAbort } from "./signals";
 
 const FIRST_PAUSE = 100;
 const LONGEST_PAUSE = 10_000;
@@ -19,9 +20,14 @@ export class Retry {
     this.#opened = performance.now();
   }
 
+  /** All is well: the pauses start anew. */
+  reset(): void {
+    this.#failures = 0;
+  }
+
   /** The milliseconds to wait after `error`. */
   pause(error: unknown): number {
-    if (this.#opened !== undefined && performance.now() - this.#opened > STEADY) this.#failures = 0;
+    if (this.#opened !== undefined && performance.now() - this.#opened > STEADY) this.reset();
     this.#opened = undefined;
     const pause = backoff(this.#failures, Math.random());
     this.#failures += 1;
@@ -40,17 +46,15 @@ export function backoff(failures: number, chance: number): number {
 /** Waits, unless `signal` ends it before; then its reason is thrown. */
 export function sleep(milliseconds: number, signal: AbortSignal | undefined, ref?: boolean): Promise<void> {
   return new Promise((resolve, reject) => {
-    if (signal?.aborted) return reject(signal.reason);
-    const stop = () => {
-      clearTimeout(timer);
-      reject(signal?.reason);
-    };
     const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", stop);
+      letGo();
       resolve();
     }, milliseconds);
     if (ref === false) timer.unref();
-    signal?.addEventListener("abort", stop, { once: true });
+    const letGo = onAbort(signal, () => {
+      clearTimeout(timer);
+      reject(signal?.reason);
+    });
   });
 }
 

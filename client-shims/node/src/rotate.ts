@@ -1,8 +1,11 @@
 // Calling a function with each new value of a secret.
 
-import { Span } from "./exchange";
+import { Interrupted } from "./connections";
+import { UnreachableError } from "./errors";
+import { Span, throughRestart } from "./exchange";
 import { follow } from "./follow";
 import type { Secret } from "./secret";
+import { onAbort } from "./signals";
 import { ChangeStream } from "./stream";
 import type { Change, Opening } from "./stream";
 
@@ -43,20 +46,35 @@ export async function onRotate(
   void follow(opening, { heard, lost }, stream);
 }
 
+interface Begun {
+  stream: ChangeStream;
+  version: string | null;
+}
+
 /** A stream that has told how the secret stands: what comes next is a change. */
-async function begin(opening: Opening): Promise<{ stream: ChangeStream; version: string | null }> {
-  const stream = await ChangeStream.open({ ...opening, ref: true });
+async function begin(opening: Opening): Promise<Begun> {
   const span = new Span(opening.connections, opening.timeout, opening.signal);
-  span.signal.addEventListener("abort", () => stream.close());
+  try {
+    return await throughRestart(span, () => attempt({ ...opening, signal: span.signal }));
+  } finally {
+    span.close();
+  }
+}
+
+async function attempt(opening: Opening): Promise<Begun> {
+  const { signal, ref } = opening;
+  const stream = await ChangeStream.open({ ...opening, ref: true });
+  const letGo = onAbort(signal, () => stream.close());
   try {
     const { version } = await stream.next();
-    if (!opening.ref) stream.unref();
+    if (!ref) stream.unref();
     return { stream, version };
   } catch (error) {
     stream.close();
-    throw span.signal.aborted ? span.signal.reason : error;
+    if (signal.aborted) throw signal.reason;
+    throw error instanceof UnreachableError ? new Interrupted(error, false, false) : error;
   } finally {
-    span.close();
+    letGo();
   }
 }
 

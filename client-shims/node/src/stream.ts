@@ -56,10 +56,11 @@ export class ChangeStream {
     const target = `/v1/watch?${names.map((name) => `name=${encodeURIComponent(name)}`).join("&")}`;
     const span = new Span(connections, timeout, signal, ref);
     try {
-      const response = await throughRestart(span, () =>
-        connections.send({ method: "GET", target, headers }, span.signal, ref),
-      );
-      if (response.statusCode !== 200) good(await whole(connections, response, MAX_REFUSAL, span.signal));
+      const response = await throughRestart(span, async () => {
+        const answer = await connections.send({ method: "GET", target, headers }, span.signal, ref);
+        if (answer.statusCode !== 200) good(await whole(connections, answer, MAX_REFUSAL, span.signal));
+        return answer;
+      });
       if (!response.headers["content-type"]?.startsWith("text/event-stream")) {
         response.destroy();
         throw new ProtocolError("a watch was not answered with events");

@@ -1,6 +1,7 @@
 // What happens to some secrets, for `for await`.
 
 import { Retry, isTemporary, sleep } from "./pause";
+import { onAbort } from "./signals";
 import { ChangeStream } from "./stream";
 import type { Change, Opening } from "./stream";
 
@@ -14,6 +15,7 @@ export class Watch implements AsyncIterableIterator<Change> {
   readonly #opening: Opening;
   readonly #stop: AbortController;
   readonly #signal: AbortSignal | undefined;
+  readonly #letGo: () => void;
   readonly #changes: AsyncGenerator<Change, undefined>;
   #stream: Promise<ChangeStream> | undefined;
 
@@ -23,8 +25,7 @@ export class Watch implements AsyncIterableIterator<Change> {
     this.#stop = stop;
     this.#signal = signal;
     this.#changes = this.#run();
-    if (signal?.aborted) this.#abort();
-    signal?.addEventListener("abort", this.#abort, { once: true });
+    this.#letGo = onAbort(signal, () => this.#end(signal?.reason));
   }
 
   /** Opens the stream, which the first `next()` does otherwise. */
@@ -38,6 +39,7 @@ export class Watch implements AsyncIterableIterator<Change> {
 
   /** Ends the watch. */
   return(): Promise<IteratorResult<Change, undefined>> {
+    this.#letGo();
     this.#end(undefined);
     return this.#changes.return(undefined);
   }
@@ -62,6 +64,7 @@ export class Watch implements AsyncIterableIterator<Change> {
       if (this.#signal?.aborted) throw this.#signal.reason;
       return undefined;
     } finally {
+      this.#letGo();
       this.#end(undefined);
     }
   }
@@ -81,10 +84,7 @@ export class Watch implements AsyncIterableIterator<Change> {
     }
   }
 
-  readonly #abort = () => this.#end(this.#signal?.reason);
-
   #end(reason: unknown): void {
-    this.#signal?.removeEventListener("abort", this.#abort);
     this.#stop.abort(reason);
     this.#stream?.then(
       (stream) => stream.close(),

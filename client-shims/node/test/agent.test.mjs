@@ -151,7 +151,8 @@ test("neither kept connections, nor onRotate, nor the cache keep a process alive
     const stop = await keyhatch.onRotate("app/key", () => { console.log("rotated"); stop(); }, { ref });
     console.log("ready");`;
   const lines = async (argument, ready = () => {}) => {
-    const child = spawn(process.execPath, ["--input-type=module", "-e", script, argument], { stdio: ["ignore", "pipe", "inherit"] });
+    const words = ["--input-type=module", "-e", script, argument];
+    const child = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "inherit"] });
     const seen = [];
     for await (const line of createInterface({ input: child.stdout })) {
       seen.push(line);

@@ -23,31 +23,44 @@ const rejection = (promise) => promise.then(() => assert.fail("it was granted"),
 
 test("each code has its error, with code, status and request id", async (t) => {
   const codes = {
-    denied: [403, "Denied"], quarantined: [403, "Quarantined"], not_found: [404, "NotFound"], sealed: [503, "Sealed"],
-    upstream_unavailable: [503, "Unavailable"], audit_unavailable: [503, "Unavailable"], rate_limited: [429, "RateLimited"],
-    bad_request: [400, "BadRequest"], internal: [500, "Failed"], in_grace: [409, "Failed"], "new\ncode": [418, "Failed"],
+    denied: [403, "Denied"],
+    quarantined: [403, "Quarantined"],
+    not_found: [404, "NotFound"],
+    sealed: [503, "Sealed"],
+    upstream_unavailable: [503, "Unavailable"],
+    audit_unavailable: [503, "Unavailable"],
+    rate_limited: [429, "RateLimited"],
+    bad_request: [400, "BadRequest"],
+    internal: [500, "Failed"],
+    in_grace: [409, "Failed"],
+    "new\ncode": [418, "Failed"],
   };
-  const problem = (code) => ({ type: "x", title: "t", status: codes[code][0], detail: "say\n\x1b[31mmore", code, request_id: "r-1" });
+  const problem = (code) => ({ title: "t", detail: "say\n\x1b[31mmore", code, request_id: "r-1" });
   const { client } = await serve(t, (connection, head) => {
     const code = Object.keys(codes)[Number(/secrets\/(\d+)/.exec(head)[1])];
     connection.write(reply(codes[code][0], problem(code), "Retry-After: 7\r\n"));
   });
   for (const [at, [code, [status, kind]]] of Object.entries(codes).entries()) {
     const error = await rejection(client.get(String(at)));
-    assert.ok(error instanceof keyhatch[`${kind}Error`] && error instanceof keyhatch.KeyhatchError && error instanceof Error);
-    const { requestId, name, message } = error;
-    assert.deepEqual([error.kind, name, error.code, error.status, requestId], [kind, `${kind}Error`, code.replace("\n", "\ufffd"), status, "r-1"]);
-    assert.match(message, /^say\ufffd\ufffd\[31mmore \(.*, request r-1\)$/);
+    assert.ok(error instanceof keyhatch[`${kind}Error`] && error instanceof keyhatch.KeyhatchError);
+    const told = [error.kind, error.name, error.code, error.status, error.requestId];
+    assert.deepEqual(told, [kind, `${kind}Error`, code.replace("\n", "\ufffd"), status, "r-1"]);
+    assert.match(error.message, /^say\ufffd\ufffd\[31mmore \(.*, request r-1\)$/);
     assert.match(error.stack, new RegExp(`^${kind}Error: say`));
     if (kind === "RateLimited") assert.equal(error.retryAfter, 7000);
   }
 });
 
 test("an answer without a problem document is judged by its status", async (t) => {
-  const { client } = await serve(t, (connection, head) => connection.write(reply(/secrets\/(\d+)/.exec(head)[1], "<html>CANARY</html>")));
-  for (const [status, kind] of [[400, "BadRequest"], [403, "Denied"], [404, "NotFound"], [429, "RateLimited"], [503, "Unavailable"], [302, "Failed"], [500, "Failed"]]) {
-    const error = await rejection(client.get(String(status)));
-    assert.deepEqual([error.kind, error.code, error.status], [kind, null, status]);
+  const kinds = {
+    400: "BadRequest", 403: "Denied", 404: "NotFound", 429: "RateLimited", 503: "Unavailable", 302: "Failed", 500: "Failed",
+  };
+  const { client } = await serve(t, (connection, head) => {
+    connection.write(reply(/secrets\/(\d+)/.exec(head)[1], "<html>CANARY</html>"));
+  });
+  for (const [status, kind] of Object.entries(kinds)) {
+    const error = await rejection(client.get(status));
+    assert.deepEqual([error.kind, error.code, error.status], [kind, null, Number(status)]);
     assert.ok(!inspect(error, { showHidden: true }).includes("CANARY"));
   }
 });
@@ -55,12 +68,23 @@ test("an answer without a problem document is judged by its status", async (t) =
 test("what is no agent's answer is an error that does not quote it", async (t) => {
   const json = (document) => reply(200, document);
   const answers = [
-    "CANARY is not HTTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: CANARY\r\n\r\n", `HTTP/1.1 200 OK\r\nX: CANARY${"x".repeat(9000)}\r\n\r\n`,
-    json("CANARY"), json('"CANARY"'), json("[]"), json({ value: "CANARY" }), json({ version: "1" }), json({ version: 1, value: "CANARY" }),
-    json({ version: "1", value: { x: "CANARY" } }), json({ version: "1", value: "CANARY", value_base64: "Q0FO" }), json({ version: "1", value_base64: "CANARY!" }),
+    "CANARY is not HTTP\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: CANARY\r\n\r\n",
+    `HTTP/1.1 200 OK\r\nX: CANARY${"x".repeat(9000)}\r\n\r\n`,
+    json("CANARY"),
+    json('"CANARY"'),
+    json("[]"),
+    json({ value: "CANARY" }),
+    json({ version: "1" }),
+    json({ version: 1, value: "CANARY" }),
+    json({ version: "1", value: { x: "CANARY" } }),
+    json({ version: "1", value: "CANARY", value_base64: "Q0FO" }),
+    json({ version: "1", value_base64: "CANARY!" }),
     json({ version: "1", value: `CANARY${"x".repeat(420_000)}` }),
   ];
-  const { client } = await serve(t, (connection, head) => connection.end(answers[Number(/secrets\/(\d+)/.exec(head)[1])]));
+  const { client } = await serve(t, (connection, head) => {
+    connection.end(answers[Number(/secrets\/(\d+)/.exec(head)[1])]);
+  });
   for (const at of answers.keys()) {
     const error = await rejection(client.get(String(at)));
     assert.ok(error instanceof keyhatch.ProtocolError, `${at}: ${error}`);
@@ -89,7 +113,8 @@ test("a call ends after its time, or with its signal", async (t) => {
 
 test("names are checked before anything is sent", async (t) => {
   const { fake, client } = await serve(t, (connection) => connection.write(value("a", "CANARY-1")));
-  for (const name of ["", "/a", "a/", "a//b", "a/../b", ".", "a b", "a%2fb", "é", "a\nb", "x".repeat(513), undefined, 7, "#f"]) {
+  const bad = ["", "/a", "a/", "a//b", "a/../b", ".", "a b", "a%2fb", "é", "a\nb", "x".repeat(513), undefined, 7, "#f"];
+  for (const name of bad) {
     assert.ok((await rejection(client.get(name))) instanceof keyhatch.NameError, String(name));
     assert.throws(() => client.watch([name]), keyhatch.NameError);
     assert.ok((await rejection(client.onRotate(name, () => {}))) instanceof keyhatch.NameError);
@@ -112,7 +137,12 @@ test("a connection is kept, and replaced where it has died", async (t) => {
 });
 
 test("a read is asked again where the agent goes before it has answered", async (t) => {
-  const cut = ["", "HTTP/1.1 200 OK\r\nContent-Le", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"na", reply(503, { code: "sealed" }, "Connection: close\r\n")];
+  const cut = [
+    "",
+    "HTTP/1.1 200 OK\r\nContent-Le",
+    'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"na',
+    reply(503, { code: "sealed" }, "Connection: close\r\n"),
+  ];
   const { fake, client } = await serve(t, (connection, head, number) => {
     if (number > cut.length) connection.write(value("a", "CANARY-1"));
     else connection.end(cut[number - 1]);
@@ -146,12 +176,14 @@ test("reads wait for an agent that comes back", async (t) => {
 });
 
 test("a list that does not come to an end is refused", async (t) => {
-  const { client } = await serve(t, (connection) => connection.write(reply(200, { secrets: [{ name: "a", version: "1" }], next: "a" })));
+  const page = reply(200, { secrets: [{ name: "a", version: "1" }], next: "a" });
+  const { client } = await serve(t, (connection) => connection.write(page));
   assert.ok((await rejection(client.list())) instanceof keyhatch.ProtocolError);
 });
 
 test("health is told with 503 as well", async (t) => {
-  const { client } = await serve(t, (connection) => connection.write(reply(503, { status: "unavailable", reasons: ["sealed"], missing: [] })));
+  const sealed = reply(503, { status: "unavailable", reasons: ["sealed"], missing: [] });
+  const { client } = await serve(t, (connection) => connection.write(sealed));
   assert.deepEqual((await client.health()).reasons, ["sealed"]);
 });
 
@@ -230,6 +262,57 @@ test("the cache is used only while its watch is open", async (t) => {
   assert.equal(reads(), before + 1);
 });
 
+test("onRotate begins over a restart as well, and within its time", async (t) => {
+  const cut = [EVENTS, "HTTP/1.1 403 x\r\nContent-Length: 9\r\n\r\n{", `${EVENTS}9\r\nid: `];
+  const { fake, client } = await serve(t, (connection, head, number) => {
+    if (number <= cut.length) connection.end(cut[number - 1]);
+    else if (number === 4) connection.write(EVENTS + event("current", "a", "1"));
+    else connection.write(EVENTS);
+  });
+  (await client.onRotate("a", () => {}))();
+  assert.equal(fake.seen.length, 4);
+  const impatient = new keyhatch.Client({ socket: fake.socket, timeout: 50 });
+  assert.ok((await rejection(impatient.onRotate("a", () => {}))) instanceof keyhatch.TimedOutError);
+  const stop = new AbortController();
+  const beginning = rejection(client.onRotate("a", () => {}, { signal: stop.signal }));
+  stop.abort(new Error("enough"));
+  assert.equal((await beginning).message, "enough");
+});
+
+test("onRotate tells each new version once, over connections that are lost", async (t) => {
+  const versions = ["1", "1", "2", "2", null, "3", "1"];
+  let at = 0;
+  const { client } = await serve(t, (connection, head) => {
+    if (!head.startsWith("GET /v1/watch")) return connection.write(value("a", "CANARY", versions[at - 1]));
+    const told = EVENTS + event("current", "a", versions[at]);
+    at += 1;
+    if (at < versions.length) connection.end(told);
+    else connection.write(told);
+  });
+  const seen = [];
+  await new Promise((resolve, reject) => {
+    const rotated = ({ version }) => seen.push(version) === 3 && resolve();
+    client.onRotate("a", rotated, { ref: true }).catch(reject);
+  });
+  assert.deepEqual(seen, ["2", "3", "1"]);
+});
+
+test("one signal for many calls and watches is no cause for a warning", async (t) => {
+  const { client } = await serve(t, (connection, head) => {
+    connection.write(head.startsWith("GET /v1/watch") ? EVENTS + event("current", "a", "1") : value("a", "CANARY-1"));
+  });
+  const warnings = [];
+  const warned = (warning) => warnings.push(warning.name);
+  process.on("warning", warned);
+  const stop = new AbortController();
+  await Promise.all(Array.from({ length: 20 }, (_, at) => client.get(`a${at}`, { signal: stop.signal, cache: true })));
+  await Promise.all(Array.from({ length: 20 }, () => client.onRotate("a", () => {}, { signal: stop.signal })));
+  stop.abort();
+  await new Promise(setImmediate);
+  process.off("warning", warned);
+  assert.deepEqual(warnings, []);
+});
+
 test("fetch takes paths and keyhatch URLs, bodies and streams, and leaves the rest to its caller", async (t) => {
   const { fake, client } = await serve(t, (connection, head, number, body) => {
     connection.write(reply(head.startsWith("GET") ? 418 : 200, { body }, "Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n"));
@@ -238,7 +321,8 @@ test("fetch takes paths and keyhatch URLs, bodies and streams, and leaves the re
   assert.ok(tea instanceof Response);
   assert.deepEqual([tea.status, tea.ok, tea.url], [418, false, "http://keyhatch/v1/use/openai/v1/models?x=1"]);
   assert.equal(tea.headers.get("set-cookie"), "a=1, b=2");
-  const posted = await client.fetch("http://keyhatch/v1/x", { method: "POST", body: '{"n":1}', headers: { "Content-Type": "application/json", Host: "evil" } });
+  const headers = { "Content-Type": "application/json", Host: "evil" };
+  const posted = await client.fetch("http://keyhatch/v1/x", { method: "POST", body: '{"n":1}', headers });
   assert.deepEqual(await posted.json(), { body: '{"n":1}' });
   assert.match(fake.seen[1], /^POST \/v1\/x HTTP[^]*\r\nhost: keyhatch\r\n/);
   assert.match(fake.seen[1], /content-type: application\/json/);

@@ -10,7 +10,8 @@ import { fileURLToPath } from "node:url";
 
 const here = fileURLToPath(new URL("..", import.meta.url));
 const project = mkdtempSync(join(tmpdir(), "keyhatch-package-"));
-const run = (program, ...words) => execFileSync(program, words, { cwd: project, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+const options = { cwd: project, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] };
+const run = (program, ...words) => execFileSync(program, words, options);
 
 before(() => {
   const [{ filename }] = JSON.parse(run("npm", "pack", here, "--json", "--ignore-scripts", "--pack-destination", project));
@@ -21,11 +22,11 @@ before(() => {
 
 after(() => rmSync(project, { recursive: true }));
 
-const compile = (...options) => {
+const compile = (...flags) => {
   const types = ["--types", "node", "--typeRoots", join(here, "node_modules/@types")];
   const always = ["--strict", "--target", "es2022", "--lib", "es2022", ...types];
   try {
-    run(process.execPath, join(here, "node_modules/typescript/bin/tsc"), ...always, ...options);
+    run(process.execPath, join(here, "node_modules/typescript/bin/tsc"), ...always, ...flags);
   } catch ({ stdout }) {
     assert.fail(stdout);
   }
@@ -39,8 +40,8 @@ test("it is installed alone: no dependency, and no file but what is built", () =
 });
 
 test("import and require work", () => {
-  const imported = 'import keyhatch, { get, Secret } from "keyhatch"; console.log(typeof get, keyhatch.get === get, typeof Secret)';
-  assert.equal(run(process.execPath, "--input-type=module", "-e", imported), "function true function\n");
+  const imported = 'import keyhatch, { get } from "keyhatch"; console.log(typeof get, keyhatch.get === get)';
+  assert.equal(run(process.execPath, "--input-type=module", "-e", imported), "function true\n");
   const required = 'const { get, Client } = require("keyhatch"); console.log(typeof get, new Client() instanceof Client)';
   assert.equal(run(process.execPath, "-e", required), "function true\n");
 });

@@ -5,6 +5,7 @@ import { readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { inspect } from "node:util";
 import v8 from "node:v8";
 import { MessageChannel, receiveMessageOnPort } from "node:worker_threads";
 
@@ -42,6 +43,7 @@ test("no way of printing shows a secret or a field of one", async () => {
 test("what is shown names the secret", () => {
   const secret = new Secret("app/key", "v1", CANARY);
   assert.equal(`${secret}`, "[secret app/key: reveal() gives its value]");
+  assert.equal(inspect(secret), `${secret}`);
   assert.equal(JSON.stringify({ secret }), '{"secret":"[secret app/key: reveal() gives its value]"}');
   assert.ok(Number.isNaN(+secret));
 });

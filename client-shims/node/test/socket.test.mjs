@@ -51,13 +51,15 @@ test("the socket is the one named, else $KEYHATCH_SOCKET, else where agents list
   assert.deepEqual(find(undefined), { path: `/tmp/keyhatch-${process.geteuid()}/keyhatch.sock`, guessed: true });
 });
 
-test("nothing is sent to a socket of another user", { skip: process.geteuid() !== 0 && "not root: no socket of another user" }, async (t) => {
+const skip = process.geteuid() !== 0 && "not root: no socket of another user";
+
+test("nothing is sent to a socket of another user", { skip }, async (t) => {
   const fake = await Fake.started((connection) => connection.write(value("a", "CANARY-1")));
   t.after(() => fake.end());
   const client = new Client({ socket: fake.socket });
   fs.chmodSync(fake.folder, 0o755);
   fs.chownSync(fake.socket, MALLORY, MALLORY);
-  await assert.rejects(client.get("a"), (error) => error instanceof RefusedError && error.kind === "Refused" && /uid 1001/.test(error.message));
+  await assert.rejects(client.get("a"), (error) => error instanceof RefusedError && /uid 1001/.test(error.message));
   assert.equal(fake.connections, 0);
   fs.chownSync(fake.folder, MALLORY, MALLORY);
   assert.equal((await client.get("a")).reveal(), "CANARY-1");
