@@ -91,7 +91,10 @@ export async function throughRestart<T>(
       if (first) last = Math.min(last, now + RESTART_TIME);
       first = false;
       if (now + pause > last) throw error.error;
-      if (!error.kept) await sleep(pause, span.signal, span.ref);
+      if (!error.kept) await sleep(pause, span.signal, span.ref).catch((reason: unknown) => {
+        // The time ran out between two tries: what stood in the way says more.
+        throw reason instanceof TimedOutError ? error.error : reason;
+      });
     }
   }
 }

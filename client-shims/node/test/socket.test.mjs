@@ -2,8 +2,6 @@
 
 import assert from "node:assert/strict";
 import fs from "node:fs";
-import { mkdtempSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
@@ -88,7 +86,7 @@ test("no descriptor is left over, however a connection goes", async (t) => {
   const fake = await Fake.started((connection) => connection.end(value("a", "CANARY-1")));
   t.after(() => fake.end());
   const client = new Client({ socket: fake.socket });
-  const missing = new Client({ socket: join(mkdtempSync(join(tmpdir(), "keyhatch-node-")), "none.sock"), timeout: 50 });
+  const missing = new Client({ socket: join(fake.folder, "none.sock"), timeout: 50 });
   const round = async () => {
     await client.get("a");
     await assert.rejects(missing.get("a"), UnreachableError);
