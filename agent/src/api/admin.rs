@@ -219,6 +219,7 @@ impl AdminServer {
             "secrets": state.secrets, "generation": state.generation, "last_success": state.last_success,
             "upstream": state.upstream.map(|upstream| json!({
                 "oldest_age": upstream.oldest_age(), "next_try": upstream.next_try(),
+                "withheld": upstream.withheld,
             })),
         })).collect();
         json!({

@@ -89,6 +89,12 @@ fn troubles(status: &Json) -> Vec<String> {
     }
     for source in list(&status["sources"]) {
         let name = text(&source["name"]);
+        let withheld = number(&source["upstream"]["withheld"]);
+        if withheld > 0 {
+            found.push(format!(
+                "source {name} no longer serves {withheld} of its secrets, which are too old"
+            ));
+        }
         match (source["trouble"].as_str(), flag(&source["loaded"])) {
             (Some(why), true) => {
                 found.push(format!("source {name} serves its last good values: {why}"));

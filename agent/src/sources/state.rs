@@ -38,6 +38,8 @@ pub struct UpstreamState {
     pub oldest: Option<Moment>,
     /// When it is asked next.
     pub next: Option<Moment>,
+    /// How many secrets are not served because it did not stand behind them for too long.
+    pub withheld: usize,
 }
 
 impl SourceState {

@@ -7,6 +7,7 @@
 mod agent;
 mod answer;
 mod cgroup;
+mod fleet;
 mod load;
 mod process;
 mod report;
@@ -27,10 +28,12 @@ const USAGE: &str = "\
 keyhatch-bench: the agent's speed against a bare hyper server and a raw socket
 
 usage: keyhatch-bench [--quick] [--json FILE] [--without-agent]
+       keyhatch-bench fleet [--json AGENTS SECRETS REFRESH CAPACITY]
 
   --quick          under a minute, noisier
   --json FILE      write every round's numbers there too
   --without-agent  only the two servers to compare with
+  fleet            what 2,000 agents ask of one upstream, simulated; or one fleet as JSON
 
 example: cargo build --release -p keyhatch-agent -p keyhatch-bench && target/release/keyhatch-bench --quick
 Run it as root for the rows that need it (bots by unit and exe, the store of 10,000 secrets).
@@ -52,6 +55,13 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["serve-raw", socket, answer] => servers::raw(Path::new(socket), Path::new(answer)),
         ["serve-hyper", socket, answer] => servers::hyper(Path::new(socket), Path::new(answer)),
+        ["fleet", ref rest @ ..] => {
+            if fleet::main(rest) {
+                return ExitCode::SUCCESS;
+            }
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
         _ => match options(&words, arguments.len()) {
             Some(options) => return bench(&options),
             None => return ExitCode::from(2),

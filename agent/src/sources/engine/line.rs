@@ -99,13 +99,17 @@ struct Loop<U> {
     sealed: bool,
 }
 
+fn begin(serving: &Serving, now: Moment) -> Pace {
+    Pace::begin(serving.fetching.refresh, now, serving.is_loaded(), dice())
+}
+
 impl<U: Upstream> Loop<U> {
     fn new(serving: Serving, upstream: U) -> Self {
         let now = Moment::now();
         let (hand_over, portions) = mpsc::unbounded_channel();
         Self {
             prefetch: serving.fetching.prefetch.clone().into(),
-            pace: Pace::new(serving.fetching.refresh, now),
+            pace: begin(&serving, now),
             serving,
             upstream: Rc::new(upstream),
             calls: JoinSet::new(),
@@ -529,7 +533,7 @@ impl<U: Upstream> Loop<U> {
         self.sealed = false;
         let now = Moment::now();
         self.serving.restore();
-        self.pace = Pace::new(self.serving.fetching.refresh, now);
+        self.pace = begin(&self.serving, now);
     }
 
     fn stop(&mut self) {

@@ -25,6 +25,7 @@ use tokio::task::LocalSet;
 
 pub use clock::Moment;
 pub use copy::CopyPlace;
+pub use pace::Pace;
 pub use serve::Rooms;
 
 use super::names::{Names, Owners};

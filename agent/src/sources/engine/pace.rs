@@ -8,6 +8,8 @@ use super::clock::Moment;
 const SHORTEST: Duration = Duration::from_millis(200);
 /// The longest pause after failures, however rarely the source is refreshed.
 const LONGEST: Duration = Duration::from_secs(60);
+/// The longest time that values of a sealed copy are served before anybody is asked.
+const SETTLE: Duration = Duration::from_secs(10);
 /// The longest time that an upstream can ask to be left alone.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -27,21 +29,26 @@ pub fn dice() -> f64 {
 }
 
 impl Pace {
-    /// To be asked at once.
-    pub fn new(refresh: Duration, now: Moment) -> Self {
+    /// To be asked at once; or, where last good values are served already, within a third of `refresh`, so that
+    /// hosts that start together do not ask together.
+    #[must_use]
+    pub fn begin(refresh: Duration, now: Moment, serves: bool, dice: f64) -> Self {
+        let pause = (refresh / 3).min(SETTLE).mul_f64(dice);
         Self {
             refresh,
             failures: 0,
-            next: now,
+            next: if serves { now + pause } else { now },
         }
     }
 
     /// When to refresh next.
+    #[must_use]
     pub fn next(&self) -> Moment {
         self.next
     }
 
     /// Whether the last thing that was heard of the upstream was an outage.
+    #[must_use]
     pub fn is_open(&self) -> bool {
         self.failures > 0
     }
@@ -106,8 +113,9 @@ mod tests {
     #[test]
     fn a_refresh_jitters_by_a_tenth() {
         let now = Moment::now();
-        let mut pace = Pace::new(30 * SECOND, now);
-        assert_eq!(pace.next(), now);
+        assert_eq!(Pace::begin(30 * SECOND, now, false, 0.7).next(), now);
+        let mut pace = Pace::begin(30 * SECOND, now, true, 0.5);
+        assert_eq!(pace.next(), now + 5 * SECOND);
         for (dice, seconds) in [(0.0, 27.0), (0.5, 30.0), (1.0, 33.0)] {
             pace.succeeded(now, dice);
             let pause = pace.next().since(now).as_secs_f64();
@@ -119,7 +127,7 @@ mod tests {
         #[test]
         fn pauses_grow_to_a_bound_and_never_vanish(refresh in 1u64..3600, throws in prop::collection::vec(0.0f64..=1.0, 1..40)) {
             let now = Moment::now();
-            let mut pace = Pace::new(Duration::from_secs(refresh), now);
+            let mut pace = Pace::begin(Duration::from_secs(refresh), now, false, 0.0);
             for dice in throws {
                 pace.failed(now, None, dice);
                 let pause = pace.next().since(now);
@@ -135,7 +143,7 @@ mod tests {
     #[test]
     fn an_upstream_that_wants_to_be_left_alone_is_within_reason() {
         let now = Moment::now();
-        let mut pace = Pace::new(30 * SECOND, now);
+        let mut pace = Pace::begin(30 * SECOND, now, false, 0.0);
         pace.failed(now, Some(20 * SECOND), 0.0);
         assert_eq!(pace.next().since(now), 20 * SECOND);
         pace.failed(now, Some(86_400 * SECOND), 0.0);

@@ -1,5 +1,6 @@
 //! What one upstream source serves: entries in the cache, how fresh they are, and what is told of them.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -45,6 +46,8 @@ pub struct Serving {
     lent: HashMap<Name, Moment>,
     /// What was not confirmed since then is stale.
     fresh_since: Moment,
+    /// How many are not served because they are too old, or no longer lent.
+    withheld: usize,
     loaded: bool,
     trouble: Option<String>,
     /// What is odd upstream, told already.
@@ -68,6 +71,7 @@ impl Serving {
             confirmed: HashMap::new(),
             lent: HashMap::new(),
             fresh_since: Moment::now(),
+            withheld: 0,
             loaded: false,
             trouble: None,
             told: HashSet::new(),
@@ -106,7 +110,7 @@ impl Serving {
     pub fn forget(&mut self) {
         self.confirmed.clear();
         self.lent.clear();
-        (self.loaded, self.trouble) = (false, None);
+        (self.loaded, self.trouble, self.withheld) = (false, None, 0);
         self.tell_state(Moment::now());
     }
 
@@ -270,7 +274,7 @@ impl Serving {
             state.last_success =
                 Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         });
-        self.tell_next(next);
+        self.tell_state(next);
     }
 
     /// The upstream does not answer: one record for one outage.
@@ -287,7 +291,12 @@ impl Serving {
         }
         self.trouble = Some(why.to_owned());
         self.look_at_age(Moment::now(), true);
-        self.tell_next(next);
+        self.tell_state(next);
+    }
+
+    /// Whether there is something to serve.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
     }
 
     /// Whether the upstream does not answer.
@@ -297,25 +306,33 @@ impl Serving {
 
     /// Marks what is stale, and withholds what is too old or no longer lent.
     pub fn look_at_age(&mut self, now: Moment, down: bool) {
-        let (max, since) = (self.fetching.max_stale, self.fresh_since);
+        let withheld = Cell::new(0);
         self.rooms.cache.set_freshness(&self.source, |entry| {
-            if let Some(ends) = self.lent.get(&entry.name) {
-                return match (*ends <= now, down) {
-                    (true, _) => Freshness::Withheld,
-                    (false, true) => Freshness::Stale,
-                    (false, false) => Freshness::Fresh,
-                };
-            }
-            match self.confirmed.get(&entry.name) {
-                Some(at) if !down && *at >= since => Freshness::Fresh,
-                Some(at) if now.since(*at) <= max => Freshness::Stale,
-                _ => Freshness::Withheld,
+            let freshness = self.freshness(&entry.name, now, down);
+            withheld.set(withheld.get() + usize::from(freshness == Freshness::Withheld));
+            freshness
+        });
+        self.withheld = withheld.get();
+        self.rooms.states.change(&self.source, |state| {
+            if let Some(upstream) = &mut state.upstream {
+                upstream.withheld = withheld.get();
             }
         });
     }
 
-    fn tell_next(&mut self, next: Moment) {
-        self.tell_state(next);
+    fn freshness(&self, name: &Name, now: Moment, down: bool) -> Freshness {
+        if let Some(ends) = self.lent.get(name) {
+            return match (*ends <= now, down) {
+                (true, _) => Freshness::Withheld,
+                (false, true) => Freshness::Stale,
+                (false, false) => Freshness::Fresh,
+            };
+        }
+        match self.confirmed.get(name) {
+            Some(at) if !down && *at >= self.fresh_since => Freshness::Fresh,
+            Some(at) if now.since(*at) <= self.fetching.max_stale => Freshness::Stale,
+            _ => Freshness::Withheld,
+        }
     }
 
     fn tell_state(&self, next: Moment) {
@@ -330,6 +347,7 @@ impl Serving {
                 state.upstream = Some(UpstreamState {
                     oldest,
                     next: Some(next),
+                    withheld: self.withheld,
                 });
             });
     }

@@ -267,7 +267,7 @@ async fn data_without_a_lease_lasts_as_long_as_it_says() {
     let lease = found(&vault, "ttl").await.lease.unwrap();
     assert_eq!((lease.time.as_secs(), lease.renewable), (77, false));
     assert_eq!(vault.renew(&lease).await, Ok(None));
-    assert_eq!(vault.revoke(lease).await, Ok(()));
+    assert_eq!(vault.revoke(&lease).await, Ok(()));
     assert_eq!(found(&vault, "past").await.lease.unwrap().time.as_secs(), 1);
     assert!(found(&vault, "plain").await.lease.is_none());
     assert!(absent(&vault, "other").await.contains("no mount"));
