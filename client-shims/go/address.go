@@ -76,7 +76,7 @@ func (d *dialer) where() address {
 	return d.address
 }
 
-func (d *dialer) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (d *dialer) dial(ctx context.Context) (net.Conn, error) {
 	address := d.where()
 	// Looked at before connecting: who could put a socket there is what counts.
 	folder, err := os.Stat(address.folder())

@@ -53,7 +53,11 @@ func (c *cache) keep(wanted wanted, secret *Secret) {
 func (c *cache) watch(name string, held *entry) {
 	ctx := c.client.life
 	follow := &follower{client: c.client, names: []string{name}, hopeful: true}
-	follow.lost = func() { c.stands(held, "") }
+	follow.lost = func() {
+		c.stands(held, "")
+		// A stream that resumes does not say again what stands.
+		follow.lastID = ""
+	}
 	follow.told = func(change Change) error {
 		c.stands(held, change.Version)
 		return nil

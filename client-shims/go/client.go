@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"net"
 	"net/http"
 	"time"
 )
@@ -27,9 +28,8 @@ type Client struct {
 	dialer    *dialer
 	timeout   time.Duration
 	cache     *cache
-	reads     transport
-	streams   transport
-	closeIdle func()
+	pool      *pool
+	transport *http.Transport
 	// life ends with Close.
 	life context.Context
 	end  context.CancelFunc
@@ -61,17 +61,18 @@ func New(options ...Option) *Client {
 	for _, option := range options {
 		option(client)
 	}
-	var closeReads, closeStreams func()
-	client.reads, closeReads = newTransport(client.dialer, maxReads)
-	client.streams, closeStreams = newTransport(client.dialer, 0)
-	client.closeIdle = func() { closeReads(); closeStreams() }
+	client.pool = newPool(client.dialer.dial)
+	client.transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return client.dialer.dial(ctx) },
+	}
 	return client
 }
 
 // Close ends the client's watches, forgets its cache and closes its idle connections.
 func (c *Client) Close() {
 	c.end()
-	c.closeIdle()
+	c.pool.closeIdle(0)
+	c.transport.CloseIdleConnections()
 }
 
 // Transport sends requests for http://keyhatch/... to the agent, with the same check of who listens. Use it for what
@@ -79,7 +80,7 @@ func (c *Client) Close() {
 //
 //	agent := &http.Client{Transport: client.Transport()}
 //	models, err := agent.Get("http://keyhatch/v1/use/openai/v1/models")
-func (c *Client) Transport() http.RoundTripper { return c.streams }
+func (c *Client) Transport() http.RoundTripper { return c.transport }
 
 // Get gives the current value of a secret, or of one field of it: "NAME#field".
 func (c *Client) Get(ctx context.Context, name string) (*Secret, error) {
@@ -298,6 +299,7 @@ var errShape = notAnAnswer("its JSON has another shape")
 // askFor reads the answer's JSON into answer. What encoding/json says is not passed on: it may quote a value.
 func (c *Client) askFor(ctx context.Context, q *question, answer any) error {
 	body, err := c.ask(ctx, q)
+	defer clear(body)
 	if err == nil && json.Unmarshal(body, answer) != nil {
 		err = errShape
 	}

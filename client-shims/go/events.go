@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"math"
 	"net/http"
 	"strings"
-	"sync/atomic"
-	"time"
 )
 
 // maxLine is longer than any line of an agent's stream: a name has at most 512 bytes.
@@ -22,43 +22,42 @@ type event struct {
 	data  string
 }
 
-// stream is an open watch.
+// stream is an open watch, on a connection of its own.
 type stream struct {
 	client *Client
-	// ctx ends the stream's connection.
-	ctx   context.Context
-	end   context.CancelFunc
-	body  io.ReadCloser
-	lines *bufio.Scanner
-	begun *atomic.Bool
+	ctx    context.Context
+	conn   *connection
+	free   func() bool
+	lines  *bufio.Scanner
 }
 
 // openStream starts a watch of names, after the event lastID where there is one. The timeout is that of its head.
 func (c *Client) openStream(ctx context.Context, names []string, lastID string) (*stream, error) {
 	q := &question{what: "watch of " + strings.Join(names, ", "), path: "/v1/watch", limit: maxSmall}
-	q.header = map[string]string{"Accept": eventsType}
-	if lastID != "" {
-		q.header["Last-Event-ID"] = lastID
-	}
+	q.accept, q.lastID = eventsType, lastID
 	for _, name := range names {
 		q.query = append(q.query, [2]string{"name", name})
 	}
-	ctx, end := context.WithCancel(ctx)
-	late := time.AfterFunc(c.timeout, end)
-	response, begun, err := c.begin(ctx, c.streams, q)
+	limit, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	raw, err := c.dialer.dial(limit)
+	if err != nil {
+		return nil, c.failed(limit, err)
+	}
+	conn := newConnection(raw)
+	free := interruptible(limit, conn)
+	response, err := conn.begin(q)
 	if err == nil {
 		err = streaming(q, response)
 	}
-	if !late.Stop() {
-		err = c.timedOut()
+	if !free() || err != nil {
+		conn.Close()
+		return nil, c.failed(limit, err)
 	}
-	if err != nil {
-		end()
-		return nil, err
-	}
+	conn.room.N = math.MaxInt64
 	lines := bufio.NewScanner(response.Body)
 	lines.Buffer(make([]byte, 0, 1024), maxLine)
-	return &stream{client: c, ctx: ctx, end: end, body: response.Body, lines: lines, begun: begun}, nil
+	return &stream{client: c, ctx: ctx, conn: conn, free: interruptible(ctx, conn), lines: lines}, nil
 }
 
 // streaming gives the error of an answer that is no stream of events.
@@ -69,16 +68,16 @@ func streaming(q *question, response *http.Response) error {
 		}
 		return notAnAnswer("a watch was not answered with events")
 	}
-	body, err := readBody(response, q.limit)
+	body, err := io.ReadAll(io.LimitReader(response.Body, q.limit))
 	if err != nil {
-		body = nil
+		return errEnded
 	}
 	return refusal(q.what, response, body)
 }
 
 func (s *stream) close() {
-	s.end()
-	_ = s.body.Close()
+	s.free()
+	s.conn.Close()
 }
 
 // next gives the next event, or why the stream has ended.
@@ -98,14 +97,10 @@ func (s *stream) next() (event, error) {
 			return event{}, notAnAnswer("an event of its stream is too long")
 		}
 	}
-	switch err := s.lines.Err(); err {
-	case nil:
-		return event{}, s.client.failed(s.ctx, io.EOF, s.begun)
-	case bufio.ErrTooLong:
+	if errors.Is(s.lines.Err(), bufio.ErrTooLong) {
 		return event{}, notAnAnswer("a line of its event stream is too long")
-	default:
-		return event{}, s.client.failed(s.ctx, err, s.begun)
 	}
+	return event{}, s.client.failed(s.ctx, errEnded)
 }
 
 // take adds one line to the event.
