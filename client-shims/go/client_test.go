@@ -193,6 +193,8 @@ func TestNoReadFailsOverRestarts(t *testing.T) {
 
 func TestTheSocketIsFound(t *testing.T) {
 	a := startAgent(t)
+	defer func(before *Client) { DefaultClient = before }(DefaultClient)
+	DefaultClient = New()
 	t.Setenv("KEYHATCH_SOCKET", a.socket)
 	_, err := Get(ctx, "demo/api-key")
 	must(t, err)

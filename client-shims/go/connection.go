@@ -41,7 +41,8 @@ func newConnection(conn net.Conn) *connection {
 // begin sends a question and reads the head of its answer.
 func (c *connection) begin(q *question) (*http.Response, error) {
 	c.room.N = maxHead + q.limit
-	if _, err := c.Write(q.bytes()); err != nil {
+	// An agent that refuses a connection answers and ends it without reading: that answer counts.
+	if _, err := c.Write(q.bytes()); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return nil, c.failure(q, err)
 	}
 	response, err := http.ReadResponse(c.reader, nil)

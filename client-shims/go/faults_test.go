@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -101,14 +103,15 @@ func TestWhatIsNotRepeated(t *testing.T) {
 		"HTTP/1.1 403 x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n":                   ErrDenied,
 		"HTTP/1.1 302 x\r\nLocation: http://keyhatch/v1/health\r\nContent-Length: 0\r\n\r\n": ErrFailed,
 		"SSH-2.0-CANARY\r\n": ErrProtocol,
-		"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\n" + goodValue[len(goodValue)-50:]:             ErrProtocol,
-		"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + goodValue[len(goodValue)-50:]:              ErrProtocol,
-		"HTTP/1.1 200 OK\r\nContent-Length: CANARY\r\n\r\n":                                         ErrProtocol,
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nCANARY\r\n":                           ErrProtocol,
-		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("CANARY", maxHead) + "\r\n\r\n":                   ErrProtocol,
-		"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n":                                        ErrProtocol,
-		"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n\"CANARY\"":                                    ErrProtocol,
-		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"CANARY\"":                                   ErrProtocol,
+		"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\n" + goodValue[len(goodValue)-50:]: ErrProtocol,
+		"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + goodValue[len(goodValue)-50:]:  ErrProtocol,
+		"HTTP/1.1 200 OK\r\nContent-Length: CANARY\r\n\r\n":                             ErrProtocol,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nCANARY\r\n":               ErrProtocol,
+		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("CANARY", maxDocument) + "\r\n\r\n":   ErrProtocol,
+		"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n":                            ErrProtocol,
+		"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n\"CANARY\"":                        ErrProtocol,
+		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"CANARY\"":                       ErrProtocol,
+		goodValue + "CANARY": ErrProtocol,
 		strings.Replace(goodValue, `"name":"a"`, `"name":"b"`, 1):                                   ErrProtocol,
 		strings.Replace(goodValue, `"version":"1"`, `"Version":"" `, 1):                             ErrProtocol,
 		strings.Replace(goodValue, `"value":"CANARY-fault"}`, `"value_base64":"CAN-"} `+"     ", 1): ErrProtocol,
@@ -164,6 +167,31 @@ func TestAnAnswerWithoutAProblemIsJudgedByItsStatus(t *testing.T) {
 		_, err := f.client(t).Get(ctx, "a")
 		equal(t, wantError(t, err, kind).Status, status)
 	}
+}
+
+// As an agent does whose limit of connections is reached.
+func TestAnAnswerThatDoesNotWaitForTheQuestionCounts(t *testing.T) {
+	socket := filepath.Join(shortDir(t), "s")
+	listener, err := net.Listen("unix", socket)
+	must(t, err)
+	var accepted atomic.Int32
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			io.WriteString(conn, "HTTP/1.1 429 x\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+			conn.Close()
+		}
+	}()
+	for read := 0; read < 200; read++ {
+		_, err := New(WithSocket(socket)).Get(ctx, "a")
+		wantError(t, err, ErrRateLimited)
+		equal(t, int(accepted.Load()), read+1)
+	}
+	listener.Close()
 }
 
 func TestNotReadyIsAnAnswer(t *testing.T) {
@@ -248,6 +276,37 @@ func TestAFullBacklogIsWaitedFor(t *testing.T) {
 	}
 	go server.Serve(listener)
 	must(t, receive(t, answered))
+}
+
+// All at once, without a pause for each.
+func TestKeptConnectionsThatHaveEndedAreReplaced(t *testing.T) {
+	var all sync.WaitGroup
+	all.Add(maxReads)
+	f := serve(t, func(w http.ResponseWriter, r *http.Request, before int) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		must(t, err)
+		if before < maxReads {
+			all.Done()
+			all.Wait()
+		}
+		io.WriteString(conn, goodValue)
+		conn.Close()
+	})
+	client := f.client(t)
+	done := make(chan error, maxReads)
+	for read := 0; read < maxReads; read++ {
+		go func() {
+			_, err := client.Get(ctx, "a")
+			done <- err
+		}()
+	}
+	for read := 0; read < maxReads; read++ {
+		must(t, receive(t, done))
+	}
+	equal(t, len(client.pool.idle), maxReads)
+	_, err := client.Get(ctx, "a")
+	must(t, err)
+	equal(t, len(client.pool.idle), 1)
 }
 
 func TestAListThatGoesInCircles(t *testing.T) {

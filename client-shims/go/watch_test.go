@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -107,6 +108,7 @@ func TestCloseEndsWatches(t *testing.T) {
 	client := startAgent(t).client(t)
 	watcher, err := client.Watch(ctx, "demo/api-key")
 	must(t, err)
+	receive(t, watcher.Changes())
 	client.Close()
 	for range watcher.Changes() {
 	}
@@ -132,6 +134,27 @@ func TestARotationReachesOnRotate(t *testing.T) {
 		equal(t, receive(t, fields).Reveal(), fmt.Sprint("CANARY-", round))
 	}
 	equal(t, len(told)+len(fields), 0)
+}
+
+// Each stream says anew what stands, and ends.
+func TestOnRotateIsNotToldTwice(t *testing.T) {
+	stands := []string{"1", "1", "2", "2", "3"}
+	var streams atomic.Int32
+	f := serve(t, func(w http.ResponseWriter, r *http.Request, _ int) {
+		if r.URL.Path == "/v1/watch" {
+			streams.Add(1)
+		}
+		version := stands[min(int(streams.Load()), len(stands))-1]
+		if r.URL.Path != "/v1/watch" {
+			answerValue(w, "a", version, "CANARY")
+			return
+		}
+		w.Header().Set("Content-Type", eventsType)
+		fmt.Fprintf(w, "event: current\ndata: {\"name\":\"a\",\"version\":%q}\n\n", version)
+	})
+	versions := make(chan string, 9)
+	must(t, f.client(t).OnRotate(ctx, "a", func(secret *Secret) { versions <- secret.Version() }))
+	equal(t, receive(t, versions)+receive(t, versions), "23")
 }
 
 func TestARotationWhileTheAgentIsAwayReachesOnRotate(t *testing.T) {
