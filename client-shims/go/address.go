@@ -1,3 +1,5 @@
+// Where an agent listens, and whether what listens there may be trusted.
+
 package keyhatch
 
 import (

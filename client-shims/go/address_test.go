@@ -1,3 +1,5 @@
+// Who is trusted, and that nobody else is sent anything.
+
 package keyhatch
 
 import (

@@ -1,3 +1,5 @@
+// What tests stand on: a real agent, and a server that behaves as a test wants.
+
 package keyhatch
 
 import (
@@ -16,8 +18,6 @@ import (
 	"testing"
 	"time"
 )
-
-// What tests stand on: a real agent, and a server that behaves as a test wants.
 
 // patience is how long a test waits for what must come.
 const patience = 30 * time.Second

@@ -1,6 +1,11 @@
+// Values held in this process, for a client that was asked to.
+
 package keyhatch
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // cache holds values in this process. Each secret in it has a watch of its own, and is given out only while that is
 // open and says that the value is the current one.
@@ -62,7 +67,9 @@ func (c *cache) watch(name string, held *entry) {
 		c.stands(held, change.Version)
 		return nil
 	}
-	stream, err := follow.start(ctx)
+	limit, cancel := context.WithTimeout(ctx, c.client.timeout)
+	defer cancel()
+	stream, err := follow.start(ctx, limit)
 	if err != nil {
 		stream, err = follow.reopen(ctx, err)
 	}

@@ -1,3 +1,5 @@
+// The client: its options, and the calls that are answered at once.
+
 package keyhatch
 
 import (
@@ -118,11 +120,11 @@ func (c *Client) read(ctx context.Context, wanted wanted, version string) (*Secr
 	if wanted.hasField {
 		q.query = append(q.query, [2]string{"field", wanted.field})
 	}
-	var document document
-	if err := c.askFor(ctx, q, &document); err != nil {
+	var answer document
+	if err := c.askFor(ctx, q, &answer); err != nil {
 		return nil, err
 	}
-	secret, err := document.secret()
+	secret, err := answer.secret()
 	if err != nil {
 		return nil, err
 	}

@@ -1,3 +1,5 @@
+// What the calls give, asked of a real agent.
+
 package keyhatch
 
 import (
@@ -11,8 +13,6 @@ import (
 	"syscall"
 	"testing"
 )
-
-// What the calls give, asked of a real agent.
 
 func TestValuesComeExactly(t *testing.T) {
 	a := startAgent(t)

@@ -1,3 +1,5 @@
+// HTTP/1.1 over one connection, and connections kept between calls.
+
 package keyhatch
 
 import (

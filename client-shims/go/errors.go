@@ -1,3 +1,5 @@
+// What can go wrong, in kinds that a program can tell apart. No error ever holds a value.
+
 package keyhatch
 
 import (

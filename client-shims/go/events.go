@@ -1,3 +1,5 @@
+// Server-sent events out of the answer to a watch.
+
 package keyhatch
 
 import (
@@ -31,15 +33,14 @@ type stream struct {
 	lines  *bufio.Scanner
 }
 
-// openStream starts a watch of names, after the event lastID where there is one. The timeout is that of its head.
-func (c *Client) openStream(ctx context.Context, names []string, lastID string) (*stream, error) {
+// openStream starts a watch of names, after the event lastID where there is one. It is open until ctx ends, and opened
+// before limit does.
+func (c *Client) openStream(ctx, limit context.Context, names []string, lastID string) (*stream, error) {
 	q := &question{what: "watch of " + strings.Join(names, ", "), path: "/v1/watch", limit: maxSmall}
 	q.accept, q.lastID = eventsType, lastID
 	for _, name := range names {
 		q.query = append(q.query, [2]string{"name", name})
 	}
-	limit, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
 	raw, err := c.dialer.dial(limit)
 	if err != nil {
 		return nil, c.failed(limit, err)

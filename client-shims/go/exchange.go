@@ -1,3 +1,5 @@
+// One question and its answer: how it is spelt, repeated and timed.
+
 package keyhatch
 
 import (

@@ -1,3 +1,5 @@
+// Servers that do what an agent does at bad moments, or what none does.
+
 package keyhatch
 
 import (
@@ -16,8 +18,6 @@ import (
 	"testing"
 	"time"
 )
-
-// Servers that do what an agent does at bad moments, or what none does.
 
 var ctx = context.Background()
 

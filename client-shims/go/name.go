@@ -1,3 +1,5 @@
+// What is a secret name, checked before anything is sent.
+
 package keyhatch
 
 import (

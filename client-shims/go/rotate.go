@@ -1,3 +1,5 @@
+// New values, told as they come.
+
 package keyhatch
 
 import "context"
@@ -15,7 +17,9 @@ func (c *Client) OnRotate(ctx context.Context, name string, tell func(*Secret)) 
 	follow := &follower{
 		client: c, names: []string{wanted.name}, told: rotation.told, lost: func() {}, hopeful: true,
 	}
-	stream, err := follow.start(ctx)
+	limit, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	stream, err := follow.start(ctx, limit)
 	if err != nil {
 		end()
 		return err
@@ -25,8 +29,6 @@ func (c *Client) OnRotate(ctx context.Context, name string, tell func(*Secret)) 
 		_ = follow.run(ctx, stream)
 	}()
 	// What stands at the first event is what later ones are compared with.
-	limit, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
 	select {
 	case <-rotation.begun:
 		return nil

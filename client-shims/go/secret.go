@@ -1,3 +1,5 @@
+// A secret in the hands of a bot: it can be read, and does not print itself.
+
 package keyhatch
 
 import (

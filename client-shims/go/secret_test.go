@@ -1,3 +1,5 @@
+// Ways to print a secret, none of which shows it.
+
 package keyhatch
 
 import (
@@ -183,7 +185,9 @@ func TestFields(t *testing.T) {
 		equal(t, got.Name()+got.Version(), "app/db1-ab")
 		equal(t, got.Stale(), true)
 	}
-	for _, value := range []string{"", canary, `["CANARY"]`, `"CANARY"`, `{"a":"CANARY"`, "{\"a\":\"CANARY\xff\"}", "null"} {
+	for _, value := range []string{
+		"", canary, "null", `["CANARY"]`, `"CANARY"`, `{"a":"CANARY"`, "{\"a\":\"CANARY\xff\"}", `{"a":"CANARY"}`,
+	} {
 		_, err := newSecret("app/db", "1-ab", value, false).Field("b")
 		wantError(t, err, ErrNoField)
 	}

@@ -1,3 +1,5 @@
+// A watch that outlives its connections.
+
 package keyhatch
 
 import (
@@ -65,7 +67,9 @@ func (c *Client) Watch(ctx context.Context, names ...string) (*Watcher, error) {
 			return ctx.Err()
 		}
 	}
-	stream, err := follow.start(ctx)
+	limit, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	stream, err := follow.start(ctx, limit)
 	if err != nil {
 		end()
 		return nil, err
@@ -107,7 +111,7 @@ type follower struct {
 }
 
 // start opens the first stream, with the patience of a read.
-func (f *follower) start(ctx context.Context) (opened *stream, err error) {
+func (f *follower) start(ctx, limit context.Context) (opened *stream, err error) {
 	if len(f.names) == 0 {
 		return nil, &Error{Kind: ErrName, detail: "a watch needs at least one secret name"}
 	}
@@ -116,10 +120,8 @@ func (f *follower) start(ctx context.Context) (opened *stream, err error) {
 			return nil, err
 		}
 	}
-	limit, cancel := context.WithTimeout(ctx, f.client.timeout)
-	defer cancel()
 	err = patiently(limit, func() error {
-		opened, err = f.client.openStream(ctx, f.names, "")
+		opened, err = f.client.openStream(ctx, limit, f.names, "")
 		return err
 	})
 	return opened, err
@@ -170,8 +172,11 @@ func (f *follower) reopen(ctx context.Context, err error) (*stream, error) {
 		if err := sleep(ctx, f.next(known)); err != nil {
 			return nil, err
 		}
+		limit, cancel := context.WithTimeout(ctx, f.client.timeout)
 		var open *stream
-		if open, err = f.client.openStream(ctx, f.names, f.lastID); err == nil {
+		open, err = f.client.openStream(ctx, limit, f.names, f.lastID)
+		cancel()
+		if err == nil {
 			return open, nil
 		}
 	}

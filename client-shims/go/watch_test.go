@@ -1,3 +1,5 @@
+// Watches, rotations and the cache, over restarts and refusals.
+
 package keyhatch
 
 import (

@@ -1,3 +1,5 @@
+// A secret printed in every way that the standard library has.
+
 package main
 
 import (
@@ -34,7 +36,7 @@ type shown struct {
 	List    []keyhatch.Secret
 }
 
-// printed is the secret in every way that the standard library prints things.
+// printed is the secret in all of them.
 func printed(secret *keyhatch.Secret) []string {
 	table := map[string]*keyhatch.Secret{"key": secret}
 	in := hidden{*secret, secret, *secret, []keyhatch.Secret{*secret}, table}
