@@ -1,0 +1,3 @@
+module github.com/keyhatch/keyhatch/client-shims/go
+
+go 1.21
