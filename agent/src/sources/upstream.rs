@@ -154,7 +154,7 @@ pub trait Upstream: 'static {
     fn renew(&self, lease: &Lease) -> impl Future<Output = Result<Option<Duration>, Trouble>>;
 
     /// Ends a lease.
-    fn revoke(&self, lease: Lease) -> impl Future<Output = Result<(), Trouble>>;
+    fn revoke(&self, lease: &Lease) -> impl Future<Output = Result<(), Trouble>>;
 
     /// Forgets tokens and connections: the agent is sealed. The next call logs in anew.
     fn forget(&self);

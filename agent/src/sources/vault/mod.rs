@@ -166,8 +166,8 @@ impl Upstream for Vault {
         self.inner.timed(self.inner.renew(lease)).await
     }
 
-    async fn revoke(&self, lease: Lease) -> Result<(), Trouble> {
-        self.inner.timed(self.inner.revoke(&lease)).await
+    async fn revoke(&self, lease: &Lease) -> Result<(), Trouble> {
+        self.inner.timed(self.inner.revoke(lease)).await
     }
 
     fn forget(&self) {

@@ -255,6 +255,6 @@ async fn a_loan_ends_with_the_token_that_it_was_made_with() {
     good.store(1, Ordering::SeqCst);
     found(&vault, "app/db").await;
     assert_eq!(vault.renew(&lease).await, Ok(None));
-    assert_eq!(vault.revoke(lease).await, Ok(()));
+    assert_eq!(vault.revoke(&lease).await, Ok(()));
     assert_eq!(liar.count("POST sys/leases/revoke"), 1);
 }
