@@ -1,5 +1,6 @@
 //! One request to one of several servers that count as the same upstream.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{CertificateError, Error as RustlsError};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, Error as RustlsError};
 
 use super::address::Address;
 use super::pool::{Pool, Sender};
@@ -161,7 +162,7 @@ impl Client {
         let answer = sender
             .send_request(message)
             .await
-            .map_err(|_| Failure::NoAnswer)?;
+            .map_err(|error| unanswered(&error))?;
         let (head, body) = answer.into_parts();
         let body = Content::read(body, bound).await?;
         if sender.ready().await.is_ok() {
@@ -206,14 +207,29 @@ async fn begin(io: impl Read + Write + Unpin + Send + 'static) -> Result<Sender,
     Ok(sender)
 }
 
+/// TLS 1.3 tells only after the handshake that the server wants a client certificate.
+fn unanswered(error: &hyper::Error) -> Failure {
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause {
+        Some(cause) if rustls_error(cause).is_some() => Failure::Tls(tls_words(cause)),
+        _ => Failure::NoAnswer,
+    }
+}
+
+fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// A certificate's names are the server's own words, so they are left out.
 fn tls_words(error: &io::Error) -> String {
-    let cause = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<RustlsError>());
-    match cause {
+    match rustls_error(error) {
         Some(RustlsError::InvalidCertificate(why)) => {
             format!("the server's certificate {}", certificate_words(why))
+        }
+        Some(RustlsError::AlertReceived(AlertDescription::CertificateRequired)) => {
+            "the server wants a client certificate".into()
         }
         Some(RustlsError::AlertReceived(alert)) => format!("the server refused: {alert:?}"),
         Some(RustlsError::InvalidMessage(_)) => "the server does not speak TLS".into(),

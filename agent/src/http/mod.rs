@@ -8,6 +8,8 @@ mod address;
 mod client;
 mod pool;
 mod read;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use address::{Address, AddressError};

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use crate::sources::upstream::Standing;
 
@@ -182,6 +183,23 @@ impl Ends {
         // What ends this very moment is asked for again a little later.
         Some(Duration::from_secs(left.max(1)))
     }
+}
+
+/// The text of data without the time that is left, which is other at each reading of the same credentials.
+pub fn lasting_part(data: &RawValue) -> Zeroizing<Vec<u8>> {
+    let whole = data.get().as_bytes();
+    let mut part = Zeroizing::new(Vec::with_capacity(2 * whole.len()));
+    match parse::<BTreeMap<&str, &RawValue>>(whole) {
+        Some(fields) => {
+            for (name, value) in fields.into_iter().filter(|(name, _)| *name != "ttl") {
+                for text in [name, "\0", value.get(), "\0"] {
+                    part.extend_from_slice(text.as_bytes());
+                }
+            }
+        }
+        None => part.extend_from_slice(whole),
+    }
+    part
 }
 
 /// `N-HASH8`: a secret that was deleted with all its versions begins at 1 again, at another time.

@@ -35,11 +35,12 @@ impl Inner {
         let envelope: Envelope<'_> = answer::parse(&reply.body).ok_or_else(not_a_value)?;
         let data = envelope.data.ok_or_else(not_a_value)?;
         // Each loan is a value of its own, the same credentials lent twice included.
-        let unique = match envelope.lease_id {
-            "" => data.get(),
-            id => id,
+        let version = match envelope.lease_id {
+            "" => self
+                .version_key
+                .of(name.as_str(), &answer::lasting_part(data)),
+            id => self.version_key.of(name.as_str(), id.as_bytes()),
         };
-        let version = self.version_key.of(name.as_str(), unique.as_bytes());
         let lease = self.lease(&envelope, &token)?;
         let seen = self.first_sight(name, &version);
         match self.found(name, data, version, seen)? {

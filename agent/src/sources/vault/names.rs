@@ -72,6 +72,10 @@ impl Names {
     pub fn folders(&self, folder: &str) -> Vec<Folder> {
         let part = |(mount, (_, prefix)): (usize, &(String, String))| {
             let path = match folder.strip_prefix(prefix.as_str()) {
+                // All of it may be another mount's.
+                Some(_) if self.owner(folder).is_some_and(|(owner, _)| owner != mount) => {
+                    return None;
+                }
                 Some(path) => path.to_owned(),
                 None if prefix.starts_with(folder) => String::new(),
                 None => return None,
@@ -155,7 +159,7 @@ mod tests {
         };
         assert_eq!(folders(""), ["kv2:", "secret:"]);
         assert_eq!(folders("app/"), ["secret:app/"]);
-        assert_eq!(folders("other/a/"), ["kv2:a/", "secret:other/a/"]);
+        assert_eq!(folders("other/a/"), ["kv2:a/"]);
         assert_eq!(names.name(0, "a/b").as_deref(), Some("other/a/b"));
         assert_eq!(names.name(1, "other/a/b"), None);
         assert_eq!(names.name(0, "lent"), None);

@@ -1,7 +1,7 @@
 //! Values, versions and lists, as good servers give them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::liar::{Act, Liar, MADE, data, mount, versioned};
 use super::{absent, config, found, name, simple, vault};
@@ -251,9 +251,16 @@ async fn a_mount_that_is_not_told_is_taken_for_kv_2_and_one_elsewhere_is_refused
 
 #[tokio::test]
 async fn data_without_a_lease_lasts_as_long_as_it_says() {
-    let liar = Liar::new(|asked| {
+    let left = AtomicUsize::new(78);
+    let liar = Liar::new(move |asked| {
         let body = match asked.what.as_str() {
-            "GET a/ttl" => r#"{"password":"CANARY","ttl":77}"#,
+            "GET a/ttl" => {
+                let ttl = left.fetch_sub(1, Ordering::SeqCst) - 1;
+                return Some(Act::Json(
+                    200,
+                    data(&format!(r#"{{"password":"CANARY","ttl":{ttl}}}"#)),
+                ));
+            }
             "GET a/past" => r#"{"certificate":"CANARY","expiration":1}"#,
             "GET a/plain" => r#"{"password":"CANARY","ttl":"soon"}"#,
             _ => return None,
@@ -264,7 +271,10 @@ async fn data_without_a_lease_lasts_as_long_as_it_says() {
     let leases = ["ttl", "past", "plain"].map(|name| (name, ["a/", name].concat()));
     let leases = leases.each_ref().map(|(name, path)| (*name, path.as_str()));
     let (vault, _) = vault(&config(std::slice::from_ref(&liar.address), &[], &leases));
-    let lease = found(&vault, "ttl").await.lease.unwrap();
+    let first = found(&vault, "ttl").await;
+    // The same credentials, a second later.
+    assert_eq!(found(&vault, "ttl").await.version, first.version);
+    let lease = first.lease.unwrap();
     assert_eq!((lease.time.as_secs(), lease.renewable), (77, false));
     assert_eq!(vault.renew(&lease).await, Ok(None));
     assert_eq!(vault.revoke(&lease).await, Ok(()));
