@@ -4,7 +4,7 @@
 //! of requests a second. `tests/bench/fleet.py` runs real agents against a real OpenBao beside it.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use keyhatch_agent::sources::engine::{Moment, Pace};
@@ -77,84 +77,94 @@ impl Upstream {
     }
 }
 
-/// One agent: when it asks next is its own business.
+/// One agent: when it begins a round is its own business, and what a round asks for.
 struct Agent {
     pace: Pace,
+    /// What the round that is under way still asks for: so many requests at once, one after the other.
+    left: VecDeque<u64>,
     confirmed: bool,
+    /// The round that is under way fetches the value that rotated.
+    fetches: bool,
     rotated: Option<Duration>,
+}
+
+impl Agent {
+    /// A login and the kind of the mount at first, then a list with versions; then the values of what is new.
+    fn begin(&mut self, fleet: &Fleet) {
+        if !self.confirmed {
+            self.left.extend([1, 1]);
+        }
+        self.left.push_back(1);
+        if !self.confirmed && !fleet.snapshot {
+            let (full, rest) = (fleet.secrets / WIDTH, fleet.secrets % WIDTH);
+            self.left.extend((0..full).map(|_| WIDTH));
+            self.left.extend((rest > 0).then_some(rest));
+        }
+    }
+
+    /// Whether a round whose list is there at `now` goes on with the value that rotated.
+    fn goes_on(&mut self, rotation: Duration, now: Duration) -> bool {
+        let news = self.confirmed && !self.fetches && self.rotated.is_none() && now >= rotation;
+        if news {
+            self.fetches = true;
+            self.left.push_back(1);
+        }
+        news
+    }
+
+    /// A round has ended.
+    fn end(&mut self, now: Duration) {
+        self.confirmed = true;
+        if std::mem::take(&mut self.fetches) {
+            self.rotated = Some(now);
+        }
+    }
 }
 
 /// Runs a fleet that starts together; long after that, one secret rotates.
 pub fn run(fleet: &Fleet) -> Outcome {
     let (start, mut dice) = (Moment::now(), Dice(7));
-    let each = Duration::from_secs_f64(1.0 / fleet.capacity);
     let mut upstream = Upstream {
-        each,
+        each: Duration::from_secs_f64(1.0 / fleet.capacity),
         free: Duration::ZERO,
         seconds: Vec::new(),
     };
     let mut agents: Vec<Agent> = (0..fleet.agents)
         .map(|_| Agent {
             pace: Pace::begin(fleet.refresh, start, fleet.snapshot, dice.throw()),
+            left: VecDeque::new(),
             confirmed: false,
+            fetches: false,
             rotated: None,
         })
         .collect();
     let due = |agent: &Agent| agent.pace.next().since(start);
-    let mut queue: BinaryHeap<Reverse<(Duration, usize)>> = agents
-        .iter()
-        .enumerate()
-        .map(|(at, agent)| Reverse((due(agent), at)))
-        .collect();
+    let mut queue: BinaryHeap<Reverse<(Duration, usize)>> = BinaryHeap::new();
+    for (at, agent) in agents.iter_mut().enumerate() {
+        agent.begin(fleet);
+        queue.push(Reverse((due(agent), at)));
+    }
     // Everything a start asks for is answered well before.
-    let rotation = fleet.refresh * 20
-        + Duration::from_secs_f64(
-            fleet.agents as f64 * (4 + fleet.secrets) as f64 / fleet.capacity,
-        );
-    let (mut settled, mut left) = (Duration::ZERO, fleet.agents);
-    while left > 0 {
+    let asked = fleet.agents as f64 * (4 + fleet.secrets) as f64;
+    let rotation = fleet.refresh * 20 + Duration::from_secs_f64(asked / fleet.capacity);
+    let (mut settled, mut told) = (Duration::ZERO, 0);
+    while told < fleet.agents {
         let Some(Reverse((now, at))) = queue.pop() else {
             break;
         };
         let agent = &mut agents[at];
-        let end = round(&mut upstream, agent, fleet, now, rotation);
-        settled = settled.max(if agent.confirmed { Duration::ZERO } else { end });
-        agent.confirmed = true;
-        left -= usize::from(agent.rotated == Some(end));
-        agent.pace.succeeded(start + end, dice.throw());
-        queue.push(Reverse((due(agent), at)));
-    }
-    outcome(fleet, &upstream, &agents, rotation, settled)
-}
-
-/// One look at the upstream: a list with versions, and the values of what changed. The first one logs in and asks
-/// for the kind of the mount.
-fn round(
-    upstream: &mut Upstream,
-    agent: &mut Agent,
-    fleet: &Fleet,
-    now: Duration,
-    rotation: Duration,
-) -> Duration {
-    let mut end = now;
-    if !agent.confirmed {
-        end = upstream.ask(end, 1);
-        end = upstream.ask(end, 1);
-    }
-    let listed = end;
-    end = upstream.ask(end, 1);
-    if !agent.confirmed && !fleet.snapshot {
-        let mut left = fleet.secrets;
-        while left > 0 {
-            end = upstream.ask(end, left.min(WIDTH));
-            left -= left.min(WIDTH);
+        if agent.left.is_empty() && !agent.goes_on(rotation, now) {
+            settled = settled.max(if agent.confirmed { settled } else { now });
+            told += usize::from(agent.fetches);
+            agent.end(now);
+            agent.pace.succeeded(start + now, dice.throw());
+            agent.begin(fleet);
+            queue.push(Reverse((due(agent), at)));
+        } else if let Some(count) = agent.left.pop_front() {
+            queue.push(Reverse((upstream.ask(now, count), at)));
         }
     }
-    if agent.rotated.is_none() && listed >= rotation {
-        end = upstream.ask(end, 1);
-        agent.rotated = Some(end);
-    }
-    end
+    outcome(fleet, &upstream, &agents, rotation, settled)
 }
 
 fn outcome(
