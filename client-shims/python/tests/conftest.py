@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -63,10 +64,8 @@ class Fake:
         self.listener.close()
         os.unlink(self.path)
         for peer in self.open:
-            try:
+            with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 def read(reader: object) -> str:
@@ -101,9 +100,9 @@ def problem(status: int, code: str, headers: str = "") -> bytes:
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def event(kind: str, version: str | None, name: str = "a", id: str | None = None) -> bytes:
+def event(kind: str, version: str | None, name: str = "a") -> bytes:
     data = json.dumps({"name": name, "version": version})
-    text = f"id: {id or version}\nevent: {kind}\ndata: {data}\n\n".encode()
+    text = f"id: {version}\nevent: {kind}\ndata: {data}\n\n".encode()
     return b"%x\r\n%s\r\n" % (len(text), text)
 
 
@@ -118,7 +117,5 @@ def fake() -> Iterator[Callable[[Callable[[int, int, str], Answer]], Fake]]:
 
         yield make
         for one in made:
-            try:
+            with contextlib.suppress(OSError):
                 one.stop()
-            except OSError:
-                pass

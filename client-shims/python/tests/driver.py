@@ -9,9 +9,8 @@ import threading
 import time
 from typing import Any
 
-import printing
-
 import keyhatch
+import printing
 
 _out = threading.Lock()
 _kept: list[object] = []

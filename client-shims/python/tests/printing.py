@@ -50,7 +50,7 @@ def said(way: Callable[[keyhatch.Secret], object], secret: keyhatch.Secret) -> s
 
 def logged_error() -> str:
     text = io.StringIO()
-    found = traceback.TracebackException(*sys.exc_info(), capture_locals=True)  # type: ignore[arg-type]
+    found = traceback.TracebackException(*sys.exc_info(), capture_locals=True)
     text.writelines(found.format())
     return text.getvalue()
 

@@ -187,7 +187,7 @@ def _page(document: dict[str, Any]) -> tuple[list[Listed], str | None]:
 
 
 def _whoami(document: dict[str, Any]) -> Whoami:
-    told = {name: document.get(name) for name in ("uid", "gid", "exe", "unit", "user_unit", "bot")}
+    told: dict[str, Any] = {name: document.get(name) for name in ("uid", "gid", "exe", "unit", "user_unit", "bot")}
     told.update({name: document[name] for name in ("pid", "groups", "roles", "grants")})
     return Whoami(**told)
 
