@@ -191,8 +191,10 @@ def test_there_is_a_driver(language, drivers):
 
 
 FORKING = """
-import os, sys
+import os, signal, sys
 import keyhatch
+
+signal.alarm(60)
 
 client = keyhatch.Client(cache=True)
 first = client.get("app/key")
@@ -201,6 +203,7 @@ watch = client.watch("app/key")
 assert next(watch).kind == "current"
 
 def child():
+    signal.alarm(30)
     # The agent knows a connection by who opened it, so it would take an inherited one for the parent's.
     assert client.whoami().pid == os.getpid(), "asked on the parent's connection"
     second = client.get("app/key")

@@ -137,7 +137,7 @@ def slots(secret: keyhatch.Secret) -> str:
 
 
 def closure(secret: keyhatch.Secret) -> str:
-    return repr([getattr(getattr(secret, name), "__closure__", None) for name in dir(secret)])
+    return repr([getattr(getattr(secret, name, None), "__closure__", None) for name in secret.__slots__])
 
 
 def warned(secret: keyhatch.Secret) -> str:

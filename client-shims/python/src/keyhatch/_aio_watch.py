@@ -60,7 +60,9 @@ class AsyncWatch(AsyncIterator[Change]):
     async def __anext__(self) -> Change:
         while not self._closed:
             if self._owner != os.getpid():
-                self._owner = os.getpid()  # In a child that was forked, the stream is the parent's.
+                # In a child that was forked, the stream is the parent's.
+                self._owner = os.getpid()
+                self._progress.forget()
                 self._drop()
             try:
                 return await self._next()

@@ -115,6 +115,7 @@ class Watch(Iterator[Change]):
         """In a child that was forked, the stream is the parent's, and so is whoever may wait on its lock."""
         if self._owner != os.getpid():
             self._owner, self._closed = os.getpid(), threading.Event()
+            self._progress.forget()
             self._drop()
 
     def __del__(self) -> None:
