@@ -11,6 +11,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import pdb
 import pickle
 import pprint
@@ -23,6 +24,8 @@ import warnings
 from typing import Any, Callable
 
 import keyhatch
+
+LIBRARY = os.path.dirname(keyhatch.__file__)
 
 
 @dataclasses.dataclass
@@ -102,13 +105,13 @@ def locals_of_a_missing_field(secret: keyhatch.Secret) -> str:
 
 
 def chain(error: BaseException | None) -> str:
-    """An error with all that led to it, the locals of each frame but this file's, and what its attributes hold."""
+    """An error with all that led to it, the locals of each frame of the library, and what its attributes hold."""
     text = ""
     while error is not None:
         text += repr(error) + repr(vars(error)) + "".join(traceback.format_exception_only(type(error), error))
         frame = error.__traceback__
         while frame is not None:
-            if frame.tb_frame.f_code.co_filename != __file__:
+            if frame.tb_frame.f_code.co_filename.startswith(LIBRARY):
                 text += repr(frame.tb_frame.f_locals)
             frame = frame.tb_next
         error = error.__cause__ or error.__context__

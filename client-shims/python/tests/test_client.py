@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from conftest import CANARY, CLOSE, HOLD, KEEP, STREAM, Fake, event, ok, problem, value
 
 import keyhatch
 import printing
+from conftest import CANARY, CLOSE, HOLD, KEEP, STREAM, Fake, event, ok, problem, value
 from keyhatch._http import Reading
 from keyhatch._names import check_name
 from keyhatch._socket import Folder, trusted
@@ -59,7 +59,7 @@ def test_no_way_to_print_it_shows_it() -> None:
 def test_an_error_holds_nothing_of_the_answer(fake: Make) -> None:
     bad = [value("CANARY" * 20_000), ok(b"CANARY"), value(version=None), b"CANARY\r\n", value() + b"CANARY"]  # type: ignore[arg-type]
     for answer in bad:
-        agent = fake(lambda *_, answer=answer: (answer, CLOSE))  # type: ignore[misc]
+        agent = fake(lambda *_, answer=answer: (answer, CLOSE))
         with pytest.raises(keyhatch.Protocol) as caught:
             keyhatch.Client(agent.path).get("a")
         assert "CANARY" not in printing.chain(caught.value)
@@ -123,7 +123,9 @@ def test_a_cancelled_call_harms_no_other(fake: Make) -> None:
 
 
 def test_one_async_client_over_two_loops(fake: Make) -> None:
-    client = keyhatch.AsyncClient(fake(lambda c, n, r: (STREAM + event("current", "1-a"), HOLD) if "watch" in r else (value(), KEEP)).path)
+    client = keyhatch.AsyncClient(
+        fake(lambda c, n, r: (STREAM + event("current", "1-a"), HOLD) if "watch" in r else (value(), KEEP)).path
+    )
 
     async def twice() -> None:
         assert await client.get("a", cache=True) is await client.get("a", cache=True)
@@ -134,7 +136,9 @@ def test_one_async_client_over_two_loops(fake: Make) -> None:
 
 def test_a_watch_resumes_where_it_was(fake: Make) -> None:
     def answer(connection: int, number: int, request: str) -> tuple[bytes, str]:
-        return STREAM + event(("current", "rotated")[connection % 2], f"v{connection}"), CLOSE if connection == 0 else HOLD
+        return STREAM + event(
+            ("current", "rotated")[connection % 2], f"v{connection}"
+        ), CLOSE if connection == 0 else HOLD
 
     agent = fake(answer)
     with keyhatch.Client(agent.path).watch("a") as watch:
@@ -144,7 +148,10 @@ def test_a_watch_resumes_where_it_was(fake: Make) -> None:
 
     async def run() -> None:
         async with await keyhatch.AsyncClient(fake(answer).path).watch("a") as watch:
-            assert [await watch.__anext__(), await watch.__anext__()] == [("current", "a", "v0"), ("rotated", "a", "v1")]
+            assert [await watch.__anext__(), await watch.__anext__()] == [
+                ("current", "a", "v0"),
+                ("rotated", "a", "v1"),
+            ]
 
     asyncio.run(run())
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Callable, Optional
 
 import pytest
-from conftest import CANARY, KEEP, problem, value
 
 import keyhatch
+from conftest import CANARY, KEEP, problem, value
 
 pytest.importorskip("pydantic_settings")
 from pydantic import SecretStr, ValidationError
@@ -16,12 +16,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from keyhatch.pydantic import FromKeyhatch, KeyhatchSettingsSource
 
 
-def settings(client: keyhatch.Client, fields: dict[str, Any], **config: Any) -> type[BaseSettings]:
-    def sources(cls: type[BaseSettings], settings_cls: type[BaseSettings], **rest: Any) -> tuple[Any, ...]:
+def settings(client: keyhatch.Client, fields: dict[str, Any], hide: bool = False) -> type[BaseSettings]:
+    def sources(_: Any, settings_cls: type[BaseSettings], **rest: Any) -> tuple[Any, ...]:
         return (KeyhatchSettingsSource(settings_cls, client), *rest.values())
 
-    body = {"__annotations__": fields, "model_config": SettingsConfigDict(**config), "other": "default", "none": None}
-    return type("Settings", (BaseSettings,), {**body, "settings_customise_sources": classmethod(sources)})
+    body: dict[str, Any] = {"__annotations__": fields, "other": "default", "none": None}
+    body["model_config"] = SettingsConfigDict(hide_input_in_errors=hide)
+    body["settings_customise_sources"] = classmethod(sources)  # type: ignore[arg-type]
+    return type("Settings", (BaseSettings,), body)
 
 
 FIELDS = {
@@ -45,5 +47,5 @@ def test_a_plain_field_must_not_show_in_errors(fake: Callable[..., Any]) -> None
     with pytest.raises(TypeError, match="hide_input_in_errors"):
         settings(client, number)()
     with pytest.raises(ValidationError) as caught:
-        settings(client, number, hide_input_in_errors=True)()
+        settings(client, number, hide=True)()
     assert CANARY not in str(caught.value)

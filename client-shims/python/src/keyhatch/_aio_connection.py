@@ -9,7 +9,7 @@ import socket
 from collections.abc import Awaitable
 from typing import Callable, TypeVar
 
-from ._errors import KeyhatchError
+from ._errors import KeyhatchError, bare
 from ._http import Reading, Reply
 from ._progress import Patience
 from ._request import Request
@@ -105,8 +105,7 @@ async def patiently(attempt: Callable[[Patience], Awaitable[T]], timeout: float)
         try:
             return await attempt(patience)
         except KeyhatchError as error:
-            # Without its frames: what they read may be part of a value, and some tracebacks print locals.
-            failure = error.with_traceback(None)
+            failure = bare(error)
         pause = patience.pause(failure)
         if pause is None:
             raise failure

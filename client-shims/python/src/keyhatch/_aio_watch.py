@@ -9,7 +9,7 @@ from typing import Callable
 
 from . import _reply
 from ._aio_connection import Connection, patiently
-from ._errors import KeyhatchError
+from ._errors import KeyhatchError, bare
 from ._events import Events
 from ._progress import Change, Patience, Progress
 from ._socket import Address
@@ -67,7 +67,7 @@ class AsyncWatch(AsyncIterator[Change]):
             try:
                 return await self._next()
             except KeyhatchError as error:
-                failure = error.with_traceback(None)
+                failure = bare(error)
             self._drop()
             if not (self._endless or failure.is_temporary):
                 self._closed = True

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import Callable, TypeVar
 
-from ._errors import KeyhatchError
+from ._errors import KeyhatchError, bare
 from ._http import Reading, Reply
 from ._progress import Patience
 from ._request import Request
@@ -118,8 +118,7 @@ def patiently(attempt: Callable[[Patience], T], timeout: float) -> T:
         try:
             return attempt(patience)
         except KeyhatchError as error:
-            # Without its frames: what they read may be part of a value, and some tracebacks print locals.
-            failure = error.with_traceback(None)
+            failure = bare(error)
         pause = patience.pause(failure)
         if pause is None:
             raise failure

@@ -145,6 +145,12 @@ _BY_STATUS: dict[int, type[KeyhatchError]] = {
 }
 
 
+def bare(error: KeyhatchError) -> KeyhatchError:
+    """The error without its frames and causes: they may hold part of a value, and some tracebacks print locals."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
+
 def malformed(what: str) -> Protocol:
     """The error for an answer that no agent gives."""
     return Protocol(f"the answer is not one of a Keyhatch agent: {what}")

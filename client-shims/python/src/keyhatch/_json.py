@@ -34,11 +34,10 @@ def field(document: bytes, name: str) -> bytes | None:
 
 
 def _field(text: str, name: str) -> bytes | None:
-    found = None
-    at = _skip(text, 0)
-    if text[at] != "{" or not isinstance(_DECODER.decode(text), dict):
+    if not isinstance(_DECODER.decode(text), dict):
         return None
-    at = _skip(text, at + 1)
+    found = None
+    at = _skip(text, _skip(text, 0) + 1)
     while text[at] != "}":
         key, at = _DECODER.raw_decode(text, at)
         start = _skip(text, _skip(text, at) + 1)

@@ -9,7 +9,7 @@ from typing import Callable
 
 from . import _reply
 from ._connection import Connection, patiently
-from ._errors import KeyhatchError
+from ._errors import KeyhatchError, bare
 from ._events import Events
 from ._progress import Change, Patience, Progress
 from ._socket import Address
@@ -65,7 +65,7 @@ class Watch(Iterator[Change]):
             try:
                 return self._advance()
             except KeyhatchError as error:
-                failure = error.with_traceback(None)
+                failure = bare(error)
             self._drop()
             if not (self._endless or failure.is_temporary or self._closed.is_set()):
                 self._closed.set()
