@@ -14,16 +14,16 @@ from pathlib import Path
 from harness import ALICE, BOB, ROOT
 
 SHIMS = ROOT / "client-shims"
-LANGUAGES = ["python", "node", "go", "rust"]
+LANGUAGES = ["python", "python-asyncio", "node", "go", "rust"]
 # Any operation ends within this, or it hangs: the longest waits are the libraries' own time limits.
 PATIENCE = 60
 
 
 def command(language):
     """How the driver of a library is started; a driver that is not there fails its tests."""
-    if language == "python":
+    if language.startswith("python"):
         driver = SHIMS / "python" / "tests" / "driver.py"
-        done = [python(), str(driver)]
+        done = [python(), str(driver), *(["--asyncio"] if language.endswith("asyncio") else [])]
     elif language == "node":
         driver = SHIMS / "node" / "test" / "driver.mjs"
         done = ["node", str(driver)]

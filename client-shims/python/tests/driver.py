@@ -1,12 +1,18 @@
-"""Does what the conformance suite says, by the library's public API: one JSON object a line, in and out."""
+"""Does what the conformance suite says, by the library's public API: one JSON object a line, in and out.
+
+With `--asyncio` it does so by `AsyncClient`, whose event loop runs in a thread.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import keyhatch
@@ -14,6 +20,28 @@ import printing
 
 _out = threading.Lock()
 _kept: list[object] = []
+
+
+class Awaited:
+    """`AsyncClient` with the calls of `Client`."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.client = keyhatch.AsyncClient()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.client, name)
+        return lambda *args, **options: self.wait(method(*args, **options))
+
+    def wait(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    @contextlib.contextmanager
+    def watch(self, *names: str) -> Iterator[Iterator[keyhatch.Change]]:
+        watch = self.wait(self.client.watch(*names))
+        yield iter(lambda: self.wait(watch.__anext__()), None)
+        self.wait(watch.close())
 
 
 def say(answer: dict[str, Any]) -> None:
@@ -97,7 +125,7 @@ def kind(error: keyhatch.KeyhatchError) -> str:
 
 
 def main() -> None:
-    client = keyhatch.Client()
+    client: Any = Awaited() if "--asyncio" in sys.argv else keyhatch.Client()
     for line in sys.stdin:
         ask = json.loads(line)
         if ask["op"] == "quit":
