@@ -278,7 +278,8 @@ fn read(
         None => whole(entry, version, &permit, form),
         Some(field) => field_of(connection, entry, version, &permit, field, form)?,
     };
-    Ok(Outcome::Answer(answer::value(version, form, body)))
+    let stale = entry.freshness() == Freshness::Stale;
+    Ok(Outcome::Answer(answer::value(version, form, stale, body)))
 }
 
 fn pick<'a>(entry: &'a Entry, which: &Which) -> Option<&'a Arc<Version>> {
