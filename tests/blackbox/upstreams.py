@@ -219,17 +219,19 @@ cluster_addr = "https://127.0.0.1:{self.cluster_port}"
     def forget_requests(self):
         self.seen = self.audit.stat().st_size
 
-    def requests(self, part=""):
-        """`operation path` of each answer since the last `forget_requests`, of those with `part` in their path."""
+    def requests(self, part="", refused=False):
+        """`operation path` of each answer since the last `forget_requests`, of those with `part` in their path.
+
+        Or of those that were refused alone; never of what the tests themselves ask, as root.
+        """
         with open(self.audit, "rb") as log:
             log.seek(self.seen)
             lines = [json.loads(line) for line in log.read().splitlines()]
-        # Not what the tests themselves ask, as root.
-        answers = [
-            line["request"] for line in lines
-            if line["type"] == "response" and line["auth"].get("display_name") != "root"
+        return [
+            f"{line['request']['operation']} {line['request']['path']}" for line in lines
+            if line["type"] == "response" and (line.get("auth") or {}).get("display_name") != "root"
+            and part in line["request"]["path"] and (not refused or "permission denied" in line.get("error", ""))
         ]
-        return [f"{ask['operation']} {ask['path']}" for ask in answers if part in ask["path"]]
 
     # What it holds.
 
