@@ -30,7 +30,8 @@ use crate::files::Trust;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Bot, Kind};
-use crate::sources::{Asked, FileSource, Keeper, States};
+use crate::sources::engine::Rooms;
+use crate::sources::{Asked, FileSource, Keeper, Names, Owners, States, platforms};
 use crate::sys::arena::Arena;
 use crate::sys::harden;
 use crate::sys::secret::Protection;
@@ -166,11 +167,23 @@ impl Daemon {
         let images = Images::open(state_dir);
         images.learn(&exe_paths(&config));
         record_start(&audit, path, &missing)?;
-        let keeper = start_keeper(&config, &cache, &audit, &states)?;
+        let owners = Owners::new(config.sources.iter().map(|source| {
+            let name: Arc<str> = source.name.as_str().into();
+            (source.prefix.clone(), name)
+        }));
+        let keeper = start_keeper(&config, &owners, &cache, &audit, &states)?;
+        let rooms = Rooms {
+            cache: Arc::clone(&cache),
+            audit: Arc::clone(&audit),
+            states: Arc::clone(&states),
+        };
+        let upstreams = platforms::start(&config, &owners, rooms).map_err(StartError::Config)?;
         let context = Arc::new(Context {
             policy: ArcSwap::new(Arc::clone(&config.policy)),
             cache,
             sources: states,
+            owners,
+            upstreams,
             audit,
             limits: Limits::new(files),
             lookup: Lookup::default(),
@@ -238,6 +251,7 @@ impl Daemon {
             never = &mut exits => match never {},
             () = server.drain() => {}
         }
+        self.context.upstreams.stop().await;
         self.stop();
         Ok(())
     }
@@ -298,6 +312,10 @@ impl Daemon {
             "[agent].state_dir",
         );
         fixed(old.agent.metrics == new.agent.metrics, "[agent].metrics");
+        fixed(
+            old.agent.snapshot_key == new.agent.snapshot_key,
+            "[agent].snapshot_key",
+        );
         fixed(old.sources == new.sources, "[[source]]");
         fixed(old.audit == new.audit, "[audit]");
         problems
@@ -380,28 +398,25 @@ fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), Star
 
 fn start_keeper(
     config: &Config,
+    owners: &Owners,
     cache: &Arc<Cache>,
     audit: &Arc<Log>,
     states: &Arc<States>,
 ) -> Result<mpsc::Sender<Asked>, StartError> {
-    let prefixes: Vec<String> = config
-        .sources
-        .iter()
-        .map(|source| source.prefix.clone())
-        .collect();
     let files: Vec<FileSource> = config
         .sources
         .iter()
-        .map(|source| {
-            let SourceKind::File { path, key } = &source.kind;
-            FileSource::new(
+        .filter_map(|source| {
+            let SourceKind::File { path, key } = &source.kind else {
+                return None;
+            };
+            Some(FileSource::new(
                 &source.name,
                 path,
                 key.clone(),
-                &source.prefix,
-                prefixes.clone(),
+                Names::new(&source.prefix, owners.clone()),
                 &config.agent.state_dir,
-            )
+            ))
         })
         .collect();
     for source in &files {

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod files;
+pub mod http;
 pub mod identity;
 pub mod policy;
 pub mod sources;

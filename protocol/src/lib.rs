@@ -10,7 +10,7 @@ mod problem;
 
 pub use action::Action;
 pub use message::{
-    BatchError, BatchRequest, Change, ChangeKind, Health, ListReply, Listed, Whoami,
+    BatchError, BatchRequest, Change, ChangeKind, Health, ListReply, Listed, SourceHealth, Whoami,
 };
 pub use name::{Name, NameError, percent_decode, split_field};
 pub use problem::{Code, Problem};

@@ -110,4 +110,22 @@ pub struct Health {
     pub reasons: Vec<String>,
     /// Promises that this kernel or limit does not let the agent keep.
     pub missing: Vec<String>,
+    /// How each source is. An older agent does not say.
+    #[serde(default)]
+    pub sources: Vec<SourceHealth>,
+}
+
+/// How one source is, in [`Health`]. Why it is so is for operators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceHealth {
+    /// Its name.
+    pub name: String,
+    /// `up`; `degraded` where last good values serve on; where nothing is loaded yet `starting` or `down`.
+    pub state: String,
+    /// When values were last loaded well, RFC 3339.
+    pub last_success: Option<String>,
+    /// Seconds since an upstream stood behind its oldest value.
+    pub oldest_age: Option<u64>,
+    /// Seconds until an upstream is asked again.
+    pub next_try: Option<u64>,
 }

@@ -281,6 +281,22 @@ def test_killed_after_the_first_byte_of_an_answer_its_record_is_there_and_the_ch
         assert sum(acknowledged.values()) > 300
 
 
+def test_a_closed_segment_that_a_kill_left_with_its_reserved_zeros_is_cut_before_it_is_compressed():
+    with Agent(audit=SMALL) as agent:
+        read_many(agent, 600)
+        packed(agent)
+        agent.stop(signal.SIGKILL)
+        first = segments(agent.audit_dir)[0]
+        data = plain_bytes(first)
+        with open(first.removesuffix(".zst"), "wb") as plain:
+            plain.write(data + bytes(5000))
+        os.unlink(first)
+        agent.start()
+        eventually(lambda: os.path.exists(first) and not os.path.exists(first.removesuffix(".zst")))
+        assert plain_bytes(first) == data
+        whole(agent)
+
+
 def test_a_record_torn_by_a_power_cut_is_removed_and_the_chain_goes_on():
     with Agent() as agent:
         agent.read("app/key", ALICE)

@@ -215,8 +215,11 @@ impl AdminServer {
         let arena = context.cache.arena();
         let audit = context.audit.stats();
         let sources: Vec<Json> = context.sources.all_by_name().iter().map(|(name, state)| json!({
-            "name": &**name, "loaded": state.loaded, "trouble": state.trouble, "secrets": state.secrets,
-            "generation": state.generation, "last_success": state.last_success,
+            "name": &**name, "state": state.word(), "loaded": state.loaded, "trouble": state.trouble,
+            "secrets": state.secrets, "generation": state.generation, "last_success": state.last_success,
+            "upstream": state.upstream.map(|upstream| json!({
+                "oldest_age": upstream.oldest_age(), "next_try": upstream.next_try(),
+            })),
         })).collect();
         json!({
             "agent": self.about,
@@ -256,6 +259,7 @@ impl AdminServer {
         let (reply, done) = oneshot::channel();
         self.ask(Asked::Seal(reply));
         let _ = done.await;
+        self.context.upstreams.seal().await;
         // Answers that wait for their reader still hold a value: end them, then it is wiped.
         self.server.close_writers();
         let arena = self.context.cache.arena();
@@ -278,6 +282,7 @@ impl AdminServer {
         let (reply, done) = oneshot::channel();
         self.ask(Asked::Unseal(reply));
         let _ = done.await;
+        self.context.upstreams.unseal().await;
         let _ = self.context.audit.keep(&Entry::of(Event::AgentUnsealed));
         let reasons = self.context.status().reasons;
         answer::document(

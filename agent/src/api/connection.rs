@@ -15,6 +15,7 @@ use crate::audit::{Entry, Event, Facts as RecordFacts, Phrase, Receipt, Verdict,
 use crate::cache::Permit;
 use crate::identity::{Peer, Standing};
 use crate::policy::{BotMatch, Changeable, Decision, Facts, Policy, Reason, Refusal};
+use crate::sources::engine::Supply;
 
 /// A bot's connection. Only an accepted socket makes one, and a handler cannot be called without.
 pub struct Connection {
@@ -65,6 +66,8 @@ pub struct Wish<'a> {
     pub name: &'a Name,
     /// The version it would get; `None` where the secret or version does not exist.
     pub version: Option<&'a Arc<str>>,
+    /// What the upstream said, where it was asked because there is no such version.
+    pub supply: Option<Supply>,
     /// More members of the record.
     pub extra: Option<&'static str>,
 }
@@ -216,10 +219,7 @@ impl Connection {
         if wish.version.is_some() || wish.action == Action::Watch {
             return decision;
         }
-        if self.context.sources.may_have_more() {
-            return decision.but(Refusal::UpstreamUnavailable);
-        }
-        decision.but(Refusal::NotFound)
+        decision.but(self.context.why_missing(wish.name, wish.supply))
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use keyhatch_protocol::Name;
 
 use super::id::RequestIds;
 use super::limits::Limits;
@@ -12,8 +13,9 @@ use crate::cache::Cache;
 use crate::config::Stamps;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
-use crate::policy::Policy;
-use crate::sources::States;
+use crate::policy::{Policy, Refusal};
+use crate::sources::engine::{Supply, Upstreams};
+use crate::sources::{Owners, States};
 
 /// The rooms that a request passes through.
 pub struct Context {
@@ -23,6 +25,10 @@ pub struct Context {
     pub cache: Arc<Cache>,
     /// How the sources are.
     pub sources: Arc<States>,
+    /// Whose a name is.
+    pub owners: Owners,
+    /// Those of them that are asked over the network.
+    pub upstreams: Upstreams,
     /// The record of truth.
     pub audit: Arc<Log>,
     /// Bounds for each uid.
@@ -48,6 +54,25 @@ impl Context {
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.policy.store(policy);
         self.cache.wake();
+    }
+}
+
+impl Context {
+    /// Why a name that may be read has no value to serve; `supply` is what its upstream said.
+    pub fn why_missing(&self, name: &Name, supply: Option<Supply>) -> Refusal {
+        match supply {
+            Some(Supply::Unavailable) => Refusal::UpstreamUnavailable,
+            Some(Supply::Limited) => Refusal::Limited,
+            Some(Supply::Served | Supply::Absent) => Refusal::NotFound,
+            None => {
+                let owner = self.owners.of(name.as_str());
+                if owner.is_some_and(|source| self.sources.is_unloaded(source)) {
+                    Refusal::UpstreamUnavailable
+                } else {
+                    Refusal::NotFound
+                }
+            }
+        }
     }
 }
 

@@ -101,6 +101,33 @@ fn sources(out: &mut Text, context: &Context) {
             source.secrets as u64,
         );
     }
+    let upstreams: Vec<_> = sources
+        .iter()
+        .filter_map(|(name, source)| Some((name, source.upstream?)))
+        .collect();
+    if upstreams.is_empty() {
+        return;
+    }
+    out.head(
+        "keyhatch_source_oldest_value_seconds",
+        "gauge",
+        "Since when the upstream has not stood behind its oldest value.",
+    );
+    for (name, upstream) in &upstreams {
+        let labels = format!("{{source=\"{name}\"}}");
+        let age = upstream.oldest_age().unwrap_or(0);
+        out.sample("keyhatch_source_oldest_value_seconds", &labels, age);
+    }
+    out.head(
+        "keyhatch_source_next_try_seconds",
+        "gauge",
+        "Until the upstream is asked again.",
+    );
+    for (name, upstream) in &upstreams {
+        let labels = format!("{{source=\"{name}\"}}");
+        let pause = upstream.next_try().unwrap_or(0);
+        out.sample("keyhatch_source_next_try_seconds", &labels, pause);
+    }
 }
 
 fn audit(out: &mut Text, context: &Context) {

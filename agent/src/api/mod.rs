@@ -17,6 +17,7 @@ mod native;
 mod request;
 mod server;
 mod store_verbs;
+mod supply;
 mod watch;
 
 pub use connection::Connection;

@@ -1,6 +1,6 @@
 //! The native API: values, lists, batches, watches, and who the peer is.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::{Request, StatusCode};
 use keyhatch_protocol::{
-    Action, BatchError, BatchRequest, Code, Health, ListReply, Listed, MAX_BATCH, Name, Whoami,
+    Action, BatchError, BatchRequest, Code, Health, ListReply, Listed, MAX_BATCH, Name,
+    SourceHealth, Whoami,
 };
 
 use super::answer::{self, Answer};
@@ -20,10 +21,12 @@ use super::body::Body;
 use super::connection::{Bound, Connection, Wish};
 use super::id::RequestId;
 use super::request::{self, Ask, Bad, List, Secret, Which};
+use super::supply;
 use super::watch::Watch;
 use crate::audit::Event;
-use crate::cache::{Entry, Form, LoadError, Permit, STALE, Version};
+use crate::cache::{Entry, Form, Freshness, LoadError, Permit, STALE, Version};
 use crate::policy::BotMatch;
+use crate::sources::engine::Supply;
 
 /// The largest body of a request: a batch of the longest names fits.
 const LARGEST_BODY: usize = 64 * 1024;
@@ -90,7 +93,7 @@ fn route(
     match ask {
         Ask::Secret(ask) => secret(connection, bound, id, ask, &request),
         Ask::List(ask) => Reply::Now(or_problem(list(connection, bound, &id, &ask), &id)),
-        Ask::Watch(names) => Reply::Now(watch(connection, bound, id, names, &request)),
+        Ask::Watch(names) => watch(connection, bound, id, names, &request),
         Ask::Whoami => Reply::Now(answer::document(StatusCode::OK, &whoami(connection, bound))),
         Ask::Health => Reply::Now(health(connection)),
         Ask::Batch => {
@@ -100,7 +103,9 @@ fn route(
                     Ok(batch) => batch,
                     Err((code, why)) => return answer::problem(code, &id, Some(&why)),
                 };
-                batch_reply(&connection, &bound, &id, batch)
+                let supplies = supply::all(&connection, &bound, &batch.names).await;
+                let bound = connection.bound().await;
+                batch_reply(&connection, &bound, &id, batch, &supplies)
             })
         }
     }
@@ -126,20 +131,55 @@ fn secret(
     ask: Secret,
     request: &Request<Incoming>,
 ) -> Reply {
-    let form = request::form(request.headers());
-    let known = request::has_version(request.headers());
-    match read(connection, bound, &id, &ask, form, known) {
+    let shape = Shape {
+        form: request::form(request.headers()),
+        known: request::has_version(request.headers()).map(str::to_owned),
+        wait: request::wait_seconds(request.headers()).filter(|seconds| *seconds > 0),
+    };
+    let Some(pending) = supply::ask(connection, bound, &ask) else {
+        return secret_held(connection, bound, id, ask, shape, None);
+    };
+    let connection = Arc::clone(connection);
+    Reply::later(async move {
+        let supply = supply::wait(&connection, &ask, pending).await;
+        let bound = connection.bound().await;
+        match secret_held(&connection, &bound, id, ask, shape, Some(supply)) {
+            Reply::Now(answer) => answer,
+            Reply::Later(answer) => answer.await,
+        }
+    })
+}
+
+/// How a value is asked for.
+struct Shape {
+    form: Form,
+    /// The version that the peer has.
+    known: Option<String>,
+    /// For how many seconds it would wait for another.
+    wait: Option<u64>,
+}
+
+/// Answers with what is held now; `supply` is what the upstream said where it was asked.
+fn secret_held(
+    connection: &Arc<Connection>,
+    bound: &Bound,
+    id: RequestId,
+    ask: Secret,
+    shape: Shape,
+    supply: Option<Supply>,
+) -> Reply {
+    let Shape { form, known, wait } = shape;
+    match read(connection, bound, &id, &ask, form, known.as_deref(), supply) {
         Ok(Outcome::Answer(answer)) => Reply::Now(answer),
         Err(code) => Reply::Now(answer::problem(code, &id, None)),
         Ok(Outcome::NotModified(answer)) => {
-            let Some(seconds) = request::wait_seconds(request.headers()).filter(|s| *s > 0) else {
+            let Some(seconds) = wait else {
                 return Reply::Now(answer);
             };
             let Some(watching) = connection.limits.watch() else {
                 return Reply::Now(answer::problem(Code::RateLimited, &id, None));
             };
-            let (connection, known) =
-                (Arc::clone(connection), known.unwrap_or_default().to_owned());
+            let (connection, known) = (Arc::clone(connection), known.unwrap_or_default());
             let wait = Duration::from_secs(seconds);
             Reply::later(async move {
                 let answer = long_poll(&connection, &id, &ask, form, &known, wait).await;
@@ -173,7 +213,7 @@ async fn long_poll(
         swaps.mark_unchanged();
         let bound = connection.bound().await;
         if changed(connection, &bound, ask, known) {
-            match read(connection, &bound, id, ask, form, Some(known)) {
+            match read(connection, &bound, id, ask, form, Some(known), None) {
                 Ok(Outcome::Answer(answer)) => return answer,
                 Ok(Outcome::NotModified(_)) => {}
                 Err(code) => return answer::problem(code, id, None),
@@ -183,7 +223,7 @@ async fn long_poll(
         let draining = connection.context.health.draining.load(Relaxed);
         if woken.is_err() || draining {
             let bound = connection.bound().await;
-            return match read(connection, &bound, id, ask, form, Some(known)) {
+            return match read(connection, &bound, id, ask, form, Some(known), None) {
                 Ok(Outcome::Answer(answer) | Outcome::NotModified(answer)) => answer,
                 Err(code) => answer::problem(code, id, None),
             };
@@ -209,9 +249,14 @@ fn read(
     ask: &Secret,
     form: Form,
     known: Option<&str>,
+    supply: Option<Supply>,
 ) -> Result<Outcome, Code> {
     let snapshot = connection.context.cache.snapshot();
-    let entry = snapshot.get(ask.name.as_str());
+    let held = snapshot.get(ask.name.as_str());
+    let entry = held.filter(|entry| entry.freshness() != Freshness::Withheld);
+    // What is held but too old is as good as not answered for.
+    let supply =
+        supply.or_else(|| (held.is_some() && entry.is_none()).then_some(Supply::Unavailable));
     let version = entry.and_then(|entry| pick(entry, &ask.which));
     let same = version.is_some_and(|version| Some(&**version.id()) == known);
     let wish = Wish {
@@ -219,6 +264,7 @@ fn read(
         action: Action::Read,
         name: &ask.name,
         version: version.map(|version| version.id()),
+        supply,
         extra: same.then_some("\"not_modified\":true"),
     };
     let permit = connection.judge(bound, id, &wish)?;
@@ -229,7 +275,7 @@ fn read(
         return Ok(Outcome::NotModified(answer::not_modified(version)));
     }
     let body = match &ask.field {
-        None => whole(connection, entry, version, &permit, form),
+        None => whole(entry, version, &permit, form),
         Some(field) => field_of(connection, entry, version, &permit, field, form)?,
     };
     Ok(Outcome::Answer(answer::value(version, form, body)))
@@ -246,14 +292,8 @@ fn pick<'a>(entry: &'a Entry, which: &Which) -> Option<&'a Arc<Version>> {
     }
 }
 
-fn whole(
-    connection: &Connection,
-    entry: &Entry,
-    version: &Version,
-    permit: &Permit,
-    form: Form,
-) -> Body {
-    if form == Form::Json && connection.context.sources.is_stale(&entry.source) {
+fn whole(entry: &Entry, version: &Version, permit: &Permit, form: Form) -> Body {
+    if form == Form::Json && entry.freshness() == Freshness::Stale {
         let pieces = [
             Bytes::from_owner(version.lease_but_staleness(permit)),
             Bytes::from_static(STALE),
@@ -353,10 +393,12 @@ fn batch_reply(
     bound: &Bound,
     id: &RequestId,
     batch: BatchRequest,
+    supplies: &HashMap<String, Supply>,
 ) -> Answer {
     let mut pieces = VecDeque::from([Bytes::from_static(b"{\"secrets\":[")]);
     let mut errors = Vec::new();
     for name in batch.names {
+        let supply = supplies.get(&name).copied();
         let read = Name::parse(&name)
             .map_err(|_| Code::BadRequest)
             .and_then(|name| {
@@ -365,7 +407,7 @@ fn batch_reply(
                     which: Which::Current,
                     field: None,
                 };
-                read(connection, bound, id, &ask, Form::Json, None)
+                read(connection, bound, id, &ask, Form::Json, None, supply)
             });
         match read {
             Ok(Outcome::Answer(answer) | Outcome::NotModified(answer)) => {
@@ -396,6 +438,33 @@ fn watch(
     id: RequestId,
     names: Vec<Name>,
     request: &Request<Incoming>,
+) -> Reply {
+    let last = request
+        .headers()
+        .get("last-event-id")
+        .and_then(|last| last.to_str().ok())
+        .map(str::to_owned);
+    // A secret that is watched is held, so that its rotation is seen.
+    let pending = supply::to_watch(connection, bound, &names);
+    if pending.is_empty() {
+        return Reply::Now(watch_held(connection, bound, id, names, last.as_deref()));
+    }
+    let connection = Arc::clone(connection);
+    Reply::later(async move {
+        for pending in pending {
+            pending.wait().await;
+        }
+        let bound = connection.bound().await;
+        watch_held(&connection, &bound, id, names, last.as_deref())
+    })
+}
+
+fn watch_held(
+    connection: &Arc<Connection>,
+    bound: &Bound,
+    id: RequestId,
+    names: Vec<Name>,
+    last: Option<&str>,
 ) -> Answer {
     let mut begun = Vec::new();
     for name in &names {
@@ -408,6 +477,7 @@ fn watch(
             action: Action::Watch,
             name,
             version: version.as_ref(),
+            supply: None,
             extra: None,
         };
         if let Err(code) = connection.judge(bound, &id, &wish) {
@@ -415,10 +485,6 @@ fn watch(
         }
         begun.push(version.map(|version| version.to_string()));
     }
-    let last = request
-        .headers()
-        .get("last-event-id")
-        .and_then(|last| last.to_str().ok());
     match connection.limits.watch() {
         Some(watching) => answer::events(Watch::new(
             Arc::clone(connection),
@@ -475,6 +541,19 @@ fn health(connection: &Connection) -> Answer {
             status: status_word.into(),
             reasons: health.reasons,
             missing,
+            sources: connection
+                .context
+                .sources
+                .all_by_name()
+                .into_iter()
+                .map(|(name, state)| SourceHealth {
+                    name: name.to_string(),
+                    state: state.word().to_owned(),
+                    last_success: state.last_success,
+                    oldest_age: state.upstream.and_then(|upstream| upstream.oldest_age()),
+                    next_try: state.upstream.and_then(|upstream| upstream.next_try()),
+                })
+                .collect(),
         },
     )
 }

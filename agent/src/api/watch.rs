@@ -160,6 +160,7 @@ impl State {
             action: Action::Watch,
             name,
             version: version.as_ref(),
+            supply: None,
             extra: None,
         };
         if !(recorded && allowed) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -16,7 +16,7 @@ use super::Settings;
 use super::chain::Link;
 use super::entry::Entry;
 use super::event::Event;
-use super::files::{Kind, Lines, SegmentFile, open_read, packed_path, segments};
+use super::files::{Kind, Lines, SegmentFile, Tail, open_read, packed_path, segments};
 use super::record::time_of;
 use super::render::extra;
 use super::segment::readable_by_adm;
@@ -78,6 +78,26 @@ fn cut(file: &File, len: u64) {
     if let Err(why) = file.set_len(len) {
         tracing::warn!(%why, "a closed audit segment was not cut");
     }
+}
+
+/// The same for one that a kill left with its reserved zeros.
+fn cut_leftover(file: &SegmentFile) -> io::Result<()> {
+    let plain = open_read(&file.path)?;
+    let mut last = [1];
+    let len = plain.metadata()?.len();
+    if len == 0 || plain.read_at(&mut last, len - 1)? == 0 || last != [0] {
+        return Ok(());
+    }
+    let mut lines = Lines::from(plain, 0);
+    while lines.next_line()?.is_some() {}
+    let end = lines.offset();
+    if lines.tail()? == Tail::Clean {
+        let flags = libc::O_NOFOLLOW;
+        let mut options = OpenOptions::new();
+        let plain = options.write(true).custom_flags(flags).open(&file.path)?;
+        cut(&plain, end);
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -193,6 +213,7 @@ impl Inner {
     fn pack(&self, file: &SegmentFile) -> io::Result<()> {
         let target = packed_path(&self.settings.dir, file.first);
         let temporary = target.with_extension("zst.tmp");
+        cut_leftover(file)?;
         let plain = open_read(&file.path)?;
         let inode = plain.metadata()?.ino();
         let done = compress(plain, &temporary).and_then(|()| {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use hyper::header::HeaderValue;
 use keyhatch_protocol::Name;
@@ -21,6 +22,52 @@ pub struct Entry {
     pub current: Arc<Version>,
     /// The version before, where one is kept.
     pub previous: Option<Arc<Version>>,
+    freshness: AtomicU8,
+}
+
+/// Whether the source still stands behind a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It does.
+    Fresh,
+    /// The source is in trouble; the last good value is served and marked.
+    Stale,
+    /// The source has been in trouble for too long: nothing is served.
+    Withheld,
+}
+
+impl Entry {
+    /// A fresh entry.
+    #[must_use]
+    pub fn new(
+        name: Name,
+        source: Arc<str>,
+        current: Arc<Version>,
+        previous: Option<Arc<Version>>,
+    ) -> Self {
+        Self {
+            name,
+            source,
+            current,
+            previous,
+            freshness: AtomicU8::new(Freshness::Fresh as u8),
+        }
+    }
+
+    /// Whether the source still stands behind the value.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        match self.freshness.load(Ordering::Acquire) {
+            0 => Freshness::Fresh,
+            1 => Freshness::Stale,
+            _ => Freshness::Withheld,
+        }
+    }
+
+    /// Says how the source stands behind the value from now on.
+    pub fn set_freshness(&self, freshness: Freshness) {
+        self.freshness.store(freshness as u8, Ordering::Release);
+    }
 }
 
 /// One version of a secret, with its replies ready.
@@ -123,6 +170,7 @@ impl Version {
             version: &self.id,
             updated_at: &self.updated_at,
             source: &entry.source,
+            stale: entry.freshness() == Freshness::Stale,
         };
         let rendered = field::with(self.raw(), name, |value| match form {
             Form::Json => render::reply(arena, &about, value).map(|rendered| rendered.json),
@@ -131,6 +179,17 @@ impl Version {
         Ok(rendered
             .transpose()?
             .map(|block| Lease::whole(&Arc::new(block))))
+    }
+
+    /// When the value was set, RFC 3339.
+    #[must_use]
+    pub fn updated_at(&self) -> &str {
+        &self.updated_at
+    }
+
+    /// The plaintext, for comparing and for sealing a copy; an answer takes a lease.
+    pub(crate) fn plaintext(&self) -> &[u8] {
+        self.raw()
     }
 
     fn raw(&self) -> &[u8] {

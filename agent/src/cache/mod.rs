@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, Guard};
 use keyhatch_protocol::Name;
 use tokio::sync::watch;
 
-pub use entry::{Entry, Form, Version};
+pub use entry::{Entry, Form, Freshness, Version};
 pub use lease::{Lease, Permit};
 pub use render::{About, STALE};
 
@@ -173,6 +173,47 @@ impl Cache {
         changes.removed.sort();
         self.swap(next);
         changes
+    }
+
+    /// Serves `entries` besides, or instead of those of the same names, and no longer what is `removed`. Does
+    /// nothing while sealed.
+    pub fn update(&self, entries: Vec<Arc<Entry>>, removed: &[Name]) -> Changes {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = Changes::default();
+        if self.is_sealed() || entries.is_empty() && removed.is_empty() {
+            return changes;
+        }
+        let mut next = self.snapshot.load().entries.clone();
+        for name in removed {
+            if let Some(old) = next.remove(name) {
+                changes
+                    .removed
+                    .push((name.clone(), Arc::clone(old.current.id())));
+            }
+        }
+        for entry in entries {
+            let (name, version) = (entry.name.clone(), Arc::clone(entry.current.id()));
+            match next.insert(name.clone(), entry) {
+                Some(old) if *old.current.id() == version => {}
+                old => {
+                    changes.added += usize::from(old.is_none());
+                    changes.rotated.push((name, version));
+                }
+            }
+        }
+        self.swap(next);
+        changes
+    }
+
+    /// Says of each entry of a source how far it still stands behind the value.
+    pub fn set_freshness(&self, source: &str, freshness: impl Fn(&Entry) -> Freshness) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot.load();
+        for entry in snapshot.entries.values() {
+            if &*entry.source == source {
+                entry.set_freshness(freshness(entry));
+            }
+        }
     }
 
     /// Forgets every value, and serves none until `unseal`.

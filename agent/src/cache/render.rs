@@ -29,6 +29,8 @@ pub struct About<'a> {
     pub updated_at: &'a str,
     /// The name of its source.
     pub source: &'a str,
+    /// Whether the source no longer stands behind it.
+    pub stale: bool,
 }
 
 /// How every reply ends while its source is well; a stale one ends with [`STALE`] instead.
@@ -49,8 +51,8 @@ pub fn reply(arena: &Arc<Arena>, about: &About<'_>, value: &[u8]) -> Result<Rend
         about.name, about.version
     );
     let tail = format!(
-        r#"","updated_at":"{}","source":"{}","stale":false}}"#,
-        about.updated_at, about.source
+        r#"","updated_at":"{}","source":"{}","stale":{}}}"#,
+        about.updated_at, about.source, about.stale
     );
     let inner = if text {
         escaped_len(value)
@@ -139,6 +141,7 @@ mod tests {
         version: "1-x",
         updated_at: "2026-01-01T00:00:00Z",
         source: "local",
+        stale: false,
     };
 
     #[test]

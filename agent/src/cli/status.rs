@@ -125,6 +125,16 @@ fn of_source(source: &Json) -> String {
     let loaded = source["last_success"]
         .as_str()
         .map_or_else(|| "not loaded".to_owned(), |at| format!("loaded {at}"));
+    let upstream = &source["upstream"];
+    if upstream.is_object() {
+        let seconds = |value: &Json| value.as_u64().map_or("-".into(), |s| format!("{s} s"));
+        return format!(
+            "{secrets}, {}, {loaded}, oldest value {} old, next look in {}",
+            text(&source["state"]),
+            seconds(&upstream["oldest_age"]),
+            seconds(&upstream["next_try"])
+        );
+    }
     format!(
         "{secrets}, generation {}, {loaded}",
         number(&source["generation"])

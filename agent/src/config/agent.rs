@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use keyhatch_protocol::{DEFAULT_ADMIN_SOCKET, DEFAULT_SOCKET};
 
 use super::section::{Section, shown};
-use super::{Depth, host};
+use super::source::read_key;
+use super::{Depth, KeySource, held, host};
 use crate::policy::{At, Report};
 
 /// `sun_path` of unix(7), less the final zero.
@@ -25,6 +26,8 @@ pub struct Agent {
     pub admins: Vec<Admin>,
     /// Where metrics are served; off unless given.
     pub metrics: Option<Metrics>,
+    /// What the copies of upstream values are sealed with.
+    pub snapshot_key: Option<KeySource>,
 }
 
 /// One entry of `admins`.
@@ -46,8 +49,20 @@ pub enum Metrics {
 }
 
 pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> Agent {
-    let keys = ["socket", "admin_socket", "state_dir", "admins", "metrics"];
-    section.check_keys(&keys, &["snapshot_key"], report);
+    let keys = [
+        "socket",
+        "admin_socket",
+        "state_dir",
+        "admins",
+        "metrics",
+        "snapshot_key",
+    ];
+    section.check_keys(&keys, &[], report);
+    let snapshot_key = read_key(section, "snapshot_key", report);
+    if let Some(key) = &snapshot_key {
+        let place = section.place_of("snapshot_key");
+        held::check_key("the snapshot_key", key, &place, depth, report);
+    }
     let metrics = read_metrics(section, report);
     let socket = section.path("socket", report);
     let admin_socket = section.path("admin_socket", report);
@@ -64,6 +79,7 @@ pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> 
             .map_or_else(|| "/var/lib/keyhatch".into(), |at| at.value),
         admins: read_admins(section, depth, report),
         metrics: metrics.as_ref().map(|at| at.value.clone()),
+        snapshot_key,
     };
     for At { value: path, place } in [&socket, &admin_socket].into_iter().flatten() {
         if path.as_os_str().len() > MAX_SOCKET_PATH {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::section::{Section, one_of};
+use super::section::{Section, duration, one_of};
 use crate::policy::{At, Report};
 
 const KIB: u64 = 1 << 10;
@@ -144,21 +144,6 @@ fn parse_size(text: &str) -> Option<u64> {
         .ok()
         .filter(|_| plain)?
         .checked_mul(unit)
-}
-
-fn duration(section: &Section<'_>, key: &str, report: &mut Report) -> Option<Duration> {
-    let At { value: text, place } = section.string(key, report)?;
-    let found = humantime::parse_duration(text)
-        .ok()
-        .filter(|found| *found >= Duration::from_secs(1));
-    if found.is_none() {
-        let why = "a time is at least a second, in units s, m, h, d";
-        report.error(
-            &place,
-            format!("`{key}` is {text:?}, {why}, write it as \"90d\""),
-        );
-    }
-    found
 }
 
 #[cfg(test)]

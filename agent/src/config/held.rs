@@ -10,6 +10,8 @@ use super::source::{KeySource, STORE_FILE};
 use crate::files::{self, FileError, Holds};
 use crate::policy::{Place, Report};
 
+const MAKE: &str = "make it with `keyhatchd store init`";
+
 /// The key and the file of a store.
 pub(super) fn check_store(
     folder: &Path,
@@ -19,20 +21,38 @@ pub(super) fn check_store(
     report: &mut Report,
 ) {
     let Depth::Full(trust) = depth else { return };
-    let look = |file: &Path| files::open(file, Holds::Secrets, trust).map(drop);
     let store = folder.join(STORE_FILE);
-    let make = "make it with `keyhatchd store init`";
-    tell(
-        "the store",
-        &store,
-        make,
-        look(&store),
-        folder_place,
-        report,
-    );
-    if let Some(key) = key_file(key) {
-        tell("the key", &key, make, look(&key), key_place, report);
+    let found = files::open(&store, Holds::Secrets, trust).map(drop);
+    tell("the store", &store, MAKE, found, folder_place, report);
+    check_key("the key", key, key_place, depth, report);
+}
+
+/// A file with a key or another secret.
+pub(super) fn check_key(
+    what: &str,
+    key: &KeySource,
+    place: &Place,
+    depth: Depth,
+    report: &mut Report,
+) {
+    if let Some(path) = key_file(key) {
+        check_file(what, &path, Holds::Secrets, MAKE, place, depth, report);
     }
+}
+
+/// Any other file that access or secrets depend on; `absent` says what to do where it is not there.
+pub(super) fn check_file(
+    what: &str,
+    path: &Path,
+    holds: Holds,
+    absent: &str,
+    place: &Place,
+    depth: Depth,
+    report: &mut Report,
+) {
+    let Depth::Full(trust) = depth else { return };
+    let found = files::open(path, holds, trust).map(drop);
+    tell(what, path, absent, found, place, report);
 }
 
 /// The folder in which the daemon remembers what it accepted.

@@ -21,7 +21,7 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
-pub use source::{KeySource, KeySourceError, STORE_FILE, Source, SourceKind, owner};
+pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};
 
@@ -53,7 +53,7 @@ pub enum Depth {
 pub struct Config {
     /// `[agent]`.
     pub agent: Agent,
-    /// `[[source]]`, at least one; see [`owner`].
+    /// `[[source]]`, at least one.
     pub sources: Vec<Source>,
     /// `[[bot]]` and `[role.X]`.
     pub policy: Arc<Policy>,
@@ -113,7 +113,14 @@ fn assemble(
         ("state_dir", agent.state_dir.as_path()),
         ("audit dir", audit.dir.as_path()),
     ];
-    let sources = source::read_all(&parts.sources, &taken, &main, depth, &mut report);
+    let sources = source::read_all(
+        &parts.sources,
+        &taken,
+        &main,
+        agent.snapshot_key.is_some(),
+        depth,
+        &mut report,
+    );
     let policy = read_policy(&parts, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -69,6 +70,10 @@ impl<'a> Value<'a> {
             _ => None,
         };
         number.or_else(|| self.wrong("a number from 0 to 4294967295", report))
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.inner.get_ref(), DeValue::Array(_))
     }
 
     /// The elements of a list, each under the list's key.
@@ -200,6 +205,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// All keys with their values.
+    pub(super) fn values(&self) -> impl Iterator<Item = Value<'a>> {
+        self.values.values().copied()
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
         self.values.get(key).copied()
     }
@@ -293,4 +303,20 @@ pub(super) fn one_of<T: Copy>(
 /// The message about a part of the contract that is still to come.
 pub(super) fn not_yet(what: &str) -> String {
     format!("{what} comes with a later version, this one does not have it yet, remove it")
+}
+
+/// A span of time of at least a second.
+pub(super) fn duration(section: &Section<'_>, key: &str, report: &mut Report) -> Option<Duration> {
+    let At { value: text, place } = section.string(key, report)?;
+    let found = humantime::parse_duration(text)
+        .ok()
+        .filter(|found| *found >= Duration::from_secs(1));
+    if found.is_none() {
+        let why = "a time is at least a second, in units s, m, h, d";
+        report.error(
+            &place,
+            format!("`{key}` is {text:?}, {why}, write it as \"90d\""),
+        );
+    }
+    found
 }

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use keyhatch_protocol::Name;
 
-use super::section::{Section, checked_name, not_yet, one_of, shown};
+use super::section::{Section, checked_name, one_of, shown};
+use super::upstream::{self, Aws, Fetching, Vault};
 use super::{Depth, held};
 use crate::policy::{At, Place, Report};
 
@@ -37,9 +38,25 @@ pub enum SourceKind {
         /// The key that opens it.
         key: KeySource,
     },
+    /// A platform elsewhere.
+    Upstream {
+        /// How it is fetched from.
+        fetching: Fetching,
+        /// Which one it is.
+        platform: Platform,
+    },
 }
 
-/// Where a 32-byte key is: `file:PATH` or `credential:NAME`.
+/// A platform that secrets are fetched from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// Vault or OpenBao.
+    Vault(Box<Vault>),
+    /// AWS Secrets Manager.
+    Aws(Aws),
+}
+
+/// Where a key or another secret is: `file:PATH` or `credential:NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
     /// A file.
@@ -65,15 +82,6 @@ impl Source {
             },
         }
     }
-}
-
-/// The source that owns `name`: the one with the longest prefix of it.
-#[must_use]
-pub fn owner<'a>(sources: &'a [Source], name: &Name) -> Option<&'a Source> {
-    sources
-        .iter()
-        .filter(|source| name.as_str().starts_with(&source.prefix))
-        .max_by_key(|source| source.prefix.len())
 }
 
 impl FromStr for KeySource {
@@ -110,13 +118,15 @@ pub(super) fn read_all(
     sections: &[Section<'_>],
     taken: &[(&str, &Path)],
     main: &Place,
+    has_snapshot_key: bool,
     depth: Depth,
     report: &mut Report,
 ) -> Vec<Source> {
     if sections.is_empty() {
         let local = Source::local();
-        let SourceKind::File { path, key } = &local.kind;
-        held::check_store(path, key, [main, main], depth, report);
+        if let SourceKind::File { path, key } = &local.kind {
+            held::check_store(path, key, [main, main], depth, report);
+        }
         return vec![local];
     }
     let mut sources: Vec<(Source, Place)> = Vec::new();
@@ -127,9 +137,20 @@ pub(super) fn read_all(
         for (first, first_place) in &sources {
             check_pair(first, first_place, &source, section, report);
         }
-        let SourceKind::File { path, key } = &source.kind;
-        let places = [&section.place_of("path"), &section.place_of("key")];
-        held::check_store(path, key, places, depth, report);
+        match &source.kind {
+            SourceKind::File { path, key } => {
+                let places = [&section.place_of("path"), &section.place_of("key")];
+                held::check_store(path, key, places, depth, report);
+            }
+            SourceKind::Upstream { fetching, platform } => {
+                if fetching.snapshot && !has_snapshot_key {
+                    let text =
+                        "`snapshot` needs a key, write snapshot_key = \"file:PATH\" in [agent]";
+                    report.error(&section.place_of("snapshot"), text);
+                }
+                upstream::check_files(platform, section, depth, report);
+            }
+        }
         sources.push((source, section.place()));
     }
     sources.into_iter().map(|(source, _)| source).collect()
@@ -157,9 +178,10 @@ fn check_pair(
         );
         report.error(&section.place_of("prefix"), text);
     }
-    let SourceKind::File { path, .. } = &second.kind;
-    let SourceKind::File { path: other, .. } = &first.kind;
-    if path == other {
+    if let (SourceKind::File { path, .. }, SourceKind::File { path: other, .. }) =
+        (&second.kind, &first.kind)
+        && path == other
+    {
         let text = format!(
             "source {:?} has the same store {} as the one at {first_place}, remove one",
             second.name,
@@ -169,25 +191,46 @@ fn check_pair(
     }
 }
 
+/// The kinds of source.
+#[derive(Clone, Copy)]
+enum Of {
+    File,
+    Vault,
+    Aws,
+}
+
 fn read(section: &Section<'_>, taken: &[(&str, &Path)], report: &mut Report) -> Option<Source> {
     let before = report.errors.len();
     let kind = section
         .required("kind", "\"file\"", report)?
         .string(report)?;
-    if matches!(kind.value, "vault" | "aws") {
-        report.error(
-            &kind.place,
-            not_yet(&format!("a source of kind {:?}", kind.value)),
-        );
-        return None;
-    }
-    one_of(&kind, "kind", &[("file", ())], report)?;
-    let later = ["prefetch", "refresh", "timeout", "max_stale", "snapshot"];
-    section.check_keys(&["name", "kind", "path", "key", "prefix"], &later, report);
+    let kinds = [("file", Of::File), ("vault", Of::Vault), ("aws", Of::Aws)];
     let name = section
         .required("name", "\"local\"", report)
         .and_then(|name| name.string(report))
         .and_then(|name| checked_name("source", name, report));
+    let prefix = read_prefix(section, report);
+    let kind = match one_of(&kind, "kind", &kinds, report)? {
+        Of::File => read_file(section, taken, report),
+        Of::Vault => upstream::read_vault(section, report),
+        Of::Aws => upstream::read_aws(section, report),
+    };
+    if report.errors.len() > before {
+        return None;
+    }
+    Some(Source {
+        name: name?.value,
+        prefix,
+        kind: kind?,
+    })
+}
+
+fn read_file(
+    section: &Section<'_>,
+    taken: &[(&str, &Path)],
+    report: &mut Report,
+) -> Option<SourceKind> {
+    section.check_keys(&["name", "kind", "path", "key", "prefix"], &[], report);
     let path = section.path("path", report);
     if let Some(At { value: path, place }) = &path
         && let Some((what, _)) = taken.iter().find(|(_, folder)| folder == path)
@@ -198,47 +241,47 @@ fn read(section: &Section<'_>, taken: &[(&str, &Path)], report: &mut Report) -> 
         );
         report.error(place, text);
     }
-    let key = read_key(section, report);
-    let prefix = read_prefix(section, report);
-    if report.errors.len() > before {
-        return None;
-    }
-    Some(Source {
-        name: name?.value,
-        prefix,
-        kind: SourceKind::File {
-            path: path.map_or_else(|| DEFAULT_STORE.into(), |at| at.value),
-            key: key.unwrap_or_else(|| KeySource::Credential(DEFAULT_KEY.into())),
-        },
+    let key = match section.get("key") {
+        Some(_) => read_key(section, "key", report)?,
+        None => KeySource::Credential(DEFAULT_KEY.into()),
+    };
+    Some(SourceKind::File {
+        path: path.map_or_else(|| DEFAULT_STORE.into(), |at| at.value),
+        key,
     })
 }
 
-fn read_key(section: &Section<'_>, report: &mut Report) -> Option<KeySource> {
-    let At { value: text, place } = section.string("key", report)?;
+/// Where a secret of the configuration's own is.
+pub(super) fn read_key(section: &Section<'_>, key: &str, report: &mut Report) -> Option<KeySource> {
+    let At { value: text, place } = section.string(key, report)?;
     match text.parse() {
         Ok(KeySource::File(path)) if !path.is_absolute() => {
-            report.error(
-                &place,
-                "`key` must name an absolute path, begin it with file:/",
-            );
+            let text = format!("`{key}` must name an absolute path, begin it with file:/");
+            report.error(&place, text);
             None
         }
-        Ok(key) => Some(key),
+        Ok(source) => Some(source),
         Err(error) => {
-            report.error(&place, format!("`key` is not understood, {error}"));
+            report.error(&place, format!("`{key}` is not understood, {error}"));
             None
         }
     }
 }
 
 fn read_prefix(section: &Section<'_>, report: &mut Report) -> String {
-    let Some(At {
+    section
+        .string("prefix", report)
+        .map_or_else(String::new, |prefix| {
+            checked_prefix("prefix", &prefix, report)
+        })
+}
+
+/// What names begin with: empty, or segments that end in a slash.
+pub(super) fn checked_prefix(key: &str, prefix: &At<&str>, report: &mut Report) -> String {
+    let At {
         value: prefix,
         place,
-    }) = section.string("prefix", report)
-    else {
-        return String::new();
-    };
+    } = prefix;
     let problem = match prefix.strip_suffix('/') {
         _ if prefix.is_empty() => None,
         None => Some("it must end in a slash".into()),
@@ -246,11 +289,11 @@ fn read_prefix(section: &Section<'_>, report: &mut Report) -> String {
     };
     if let Some(why) = problem {
         report.error(
-            &place,
-            format!("`prefix` is {prefix:?}, {why}, write it as \"app/\""),
+            place,
+            format!("`{key}` is {prefix:?}, {why}, write it as \"app/\""),
         );
     }
-    prefix.into()
+    (*prefix).into()
 }
 
 #[cfg(test)]
@@ -274,30 +317,5 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<KeySource>(), Err(KeySourceError), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_longest_prefix_owns_a_name() {
-        let source = |name: &str, prefix: &str| Source {
-            name: name.into(),
-            prefix: prefix.into(),
-            ..Source::local()
-        };
-        let sources = [
-            source("all", ""),
-            source("app", "app/"),
-            source("db", "app/db/"),
-        ];
-        for (name, owned_by) in [
-            ("x", "all"),
-            ("app", "all"),
-            ("app/x", "app"),
-            ("app/db/x", "db"),
-            ("app/dbx", "app"),
-        ] {
-            let name = Name::parse(name).unwrap();
-            assert_eq!(owner(&sources, &name).unwrap().name, owned_by, "{name}");
-        }
-        assert!(owner(&sources[1..], &Name::parse("x").unwrap()).is_none());
     }
 }

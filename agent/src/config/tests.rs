@@ -11,7 +11,7 @@ use keyhatch_protocol::{Action, Name};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Accounts, BotMatch, Facts};
+use crate::policy::{Accounts, BotMatch, Facts, Pattern};
 
 const BOT: &str = r#"
 [[bot]]
@@ -78,6 +78,7 @@ fn bots_and_roles_are_a_complete_configuration() {
             state_dir: "/var/lib/keyhatch".into(),
             admins: vec![],
             metrics: None,
+            snapshot_key: None,
         }
     );
     assert_eq!(
@@ -107,6 +108,72 @@ fn bots_and_roles_are_a_complete_configuration() {
 }
 
 #[test]
+fn every_key_of_an_upstream_is_read() {
+    let config = read(&[(
+        "k.toml",
+        r#"
+[agent]
+snapshot_key = "file:/snap"
+[[source]]
+name = "bao"
+kind = "vault"
+address = ["https://a:8200/", "https://b:8200"]
+ca_file = "/ca"
+namespace = "team/"
+client_cert = "/cert"
+client_key = "file:/key"
+mounts = { secret = "", "kv/two" = "other/" }
+prefix = "bao/"
+auth = { method = "approle", role_id = "r", secret_id = "credential:s", wrapped = true }
+lease = [{ name = "db/ro", path = "database/creds/ro" }]
+prefetch = ["app/**"]
+refresh = "5s"
+timeout = "3s"
+max_stale = "2h"
+snapshot = true
+"#,
+    )])
+    .unwrap();
+    let SourceKind::Upstream { fetching, platform } = &config.sources[0].kind else {
+        panic!("{:?}", config.sources);
+    };
+    let pattern = |text| Pattern::of_names(text).unwrap();
+    assert_eq!(
+        *fetching,
+        Fetching {
+            prefetch: vec![pattern("app/**"), pattern("db/ro")],
+            refresh: Duration::from_secs(5),
+            timeout: Duration::from_secs(3),
+            max_stale: Duration::from_secs(7200),
+            snapshot: true,
+        }
+    );
+    let vault = Vault {
+        addresses: vec!["https://a:8200".into(), "https://b:8200".into()],
+        ca_file: Some("/ca".into()),
+        namespace: Some("team".into()),
+        client: Some(ClientCert {
+            cert: "/cert".into(),
+            key: KeySource::File("/key".into()),
+        }),
+        mounts: [("secret", ""), ("kv/two", "other/")]
+            .map(|(mount, prefix)| (mount.into(), prefix.into()))
+            .into(),
+        auth: VaultAuth::AppRole {
+            mount: "approle".into(),
+            role_id: "r".into(),
+            secret_id: KeySource::Credential("s".into()),
+            wrapped: true,
+        },
+        leases: vec![LeasedPath {
+            name: "db/ro".into(),
+            path: "database/creds/ro".into(),
+        }],
+    };
+    assert_eq!(*platform, Platform::Vault(Box::new(vault)));
+}
+
+#[test]
 fn every_key_is_read() {
     let config = read(&[(
         "k.toml",
@@ -117,6 +184,7 @@ admin_socket = "/a"
 state_dir = "/d"
 admins = ["root", "group:ops"]
 metrics = "[::1]:9464"
+snapshot_key = "credential:snap"
 [[source]]
 name = "main"
 kind = "file"
@@ -142,6 +210,7 @@ keep_for = "36h"
             state_dir: "/d".into(),
             admins: vec![Admin::User("root".into()), Admin::Group("ops".into())],
             metrics: Some(Metrics::Tcp("[::1]:9464".parse().unwrap())),
+            snapshot_key: Some(KeySource::Credential("snap".into())),
         }
     );
     assert_eq!(config.sources[0].prefix, "app/");

@@ -8,7 +8,7 @@ use keyhatch_protocol::Name;
 
 use super::accepted::{Accepted, Memory};
 use super::key::{KeyError, load_key};
-use super::owner;
+use super::names::Names;
 use crate::cache::{About, Cache, Entry, LoadError, Version};
 use crate::config::{KeySource, STORE_FILE};
 use crate::files::{self, FileError, Holds, Trust};
@@ -25,10 +25,8 @@ pub struct FileSource {
     pub folder: PathBuf,
     /// Where the key is.
     pub key: KeySource,
-    /// What its names begin with.
-    pub prefix: String,
-    /// The prefixes of all sources, this one's too.
-    pub prefixes: Vec<String>,
+    /// Which names it may serve.
+    pub names: Names,
     /// Whose files are trusted.
     pub trust: Trust,
     memory: Memory,
@@ -104,20 +102,12 @@ pub struct Loaded {
 impl FileSource {
     /// A source whose accepted generation is kept in `state_dir`.
     #[must_use]
-    pub fn new(
-        name: &str,
-        folder: &Path,
-        key: KeySource,
-        prefix: &str,
-        prefixes: Vec<String>,
-        state_dir: &Path,
-    ) -> Self {
+    pub fn new(name: &str, folder: &Path, key: KeySource, names: Names, state_dir: &Path) -> Self {
         Self {
             name: name.into(),
             folder: folder.into(),
             key,
-            prefix: prefix.into(),
-            prefixes,
+            names,
             trust: Trust::own(),
             memory: Memory::new(state_dir),
         }
@@ -187,7 +177,7 @@ impl FileSource {
         let mut records = opened.records().peekable();
         while let Some(record) = records.next() {
             let previous = records.next_if(|next| next.name() == record.name());
-            let name = match self.served_name(record.name()) {
+            let name = match self.names.served(record.name().as_str()) {
                 Ok(name) => name,
                 Err(why) => {
                     skipped.push(why);
@@ -199,28 +189,15 @@ impl FileSource {
                 Some(other) if other.is_current() => (other, Some(record)),
                 other => (record, other),
             };
-            entries.push(Arc::new(Entry {
-                current: self.version(cache, &name, &current, old)?,
-                previous: match previous {
-                    Some(previous) => Some(self.version(cache, &name, &previous, old)?),
-                    None => None,
-                },
-                name,
-                source: Arc::clone(&self.name),
-            }));
+            let current = self.version(cache, &name, &current, old)?;
+            let previous = match previous {
+                Some(previous) => Some(self.version(cache, &name, &previous, old)?),
+                None => None,
+            };
+            let source = Arc::clone(&self.name);
+            entries.push(Arc::new(Entry::new(name, source, current, previous)));
         }
         Ok((entries, skipped))
-    }
-
-    fn served_name(&self, name: &Name) -> Result<Name, String> {
-        let text = format!("{}{name}", self.prefix);
-        let served = Name::parse(&text).map_err(|why| format!("{text}: {why}"))?;
-        match owner(self.prefixes.iter().map(String::as_str), &text) {
-            Some(prefix) if prefix != self.prefix => Err(format!(
-                "{text}: belongs to the source with prefix {prefix}"
-            )),
-            _ => Ok(served),
-        }
     }
 
     /// The version in memory already, or a fresh one decrypted from the record.
@@ -248,6 +225,7 @@ impl FileSource {
             version: record.version(),
             updated_at: record.updated_at(),
             source: &self.name,
+            stale: false,
         };
         Ok(Arc::new(Version::load(
             cache.arena(),

@@ -14,10 +14,11 @@ use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
 use super::file::{FileSource, Loaded, Rejected};
+use super::record::{record, record_changes};
 use super::state::States;
 use super::watch::{self, News, Trail};
 use crate::audit::{Entry, Event, Log, Verdict, Who, extra};
-use crate::cache::{Cache, Changes};
+use crate::cache::{Cache, Freshness};
 use crate::store::{Actor, Edit, Folder, StoreError};
 
 /// How long a file that is written in place must rest before it is read.
@@ -287,56 +288,33 @@ impl Keeper {
             state.last_success =
                 Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         });
-        self.record_changes(at, &loaded.changes);
+        self.record_store(at, &loaded.changes);
         if recovered {
-            self.record(
-                Event::SourceRecovered,
-                &[("source", source.name.as_ref().into())],
-            );
+            record(&self.audit, Event::SourceRecovered, &source.name, &[]);
         }
         let told = self
             .skipped
             .insert(Arc::clone(&source.name), loaded.skipped.clone())
             .unwrap_or_default();
         for why in loaded.skipped.iter().filter(|why| !told.contains(why)) {
-            let members = [
-                ("source", source.name.as_ref().into()),
-                ("why", why.as_str().into()),
-            ];
-            self.record(Event::AlertSourceRejected, &members);
+            let members = [("why", why.as_str().into())];
+            record(
+                &self.audit,
+                Event::AlertSourceRejected,
+                &source.name,
+                &members,
+            );
         }
         if !first {
-            self.record_rotations(&changes);
+            record_changes(&self.audit, &changes);
         }
     }
 
-    fn record_changes(&self, at: usize, changes: &[crate::store::Change]) {
+    fn record_store(&self, at: usize, changes: &[crate::store::Change]) {
+        let name = &self.sources[at].name;
         for change in changes {
-            let members = [
-                ("source", Json::from(self.sources[at].name.as_ref())),
-                ("change", serde_json::to_value(change).unwrap_or_default()),
-            ];
-            self.record(Event::StoreChanged, &members);
-        }
-    }
-
-    fn record_rotations(&self, changes: &Changes) {
-        let news = changes
-            .rotated
-            .iter()
-            .map(|change| (Event::SecretRotated, change));
-        let gone = changes
-            .removed
-            .iter()
-            .map(|change| (Event::SecretRemoved, change));
-        for (event, (name, version)) in news.chain(gone) {
-            let entry = Entry {
-                secret: Some(name.as_str()),
-                version: Some(version),
-                ..Entry::of(event)
-            };
-            // It is served already; the log itself says when it cannot be written.
-            let _ = self.audit.keep(&entry);
+            let members = [("change", serde_json::to_value(change).unwrap_or_default())];
+            record(&self.audit, Event::StoreChanged, name, &members);
         }
     }
 
@@ -354,21 +332,10 @@ impl Keeper {
         });
         if news {
             tracing::error!(source = %name, %why, "the source is refused; the last good values serve on");
-            let members = [
-                ("source", name.as_ref().into()),
-                ("why", why.as_str().into()),
-            ];
-            self.record(Event::AlertSourceRejected, &members);
+            let members = [("why", why.as_str().into())];
+            record(&self.audit, Event::AlertSourceRejected, name, &members);
+            self.cache.set_freshness(name, |_| Freshness::Stale);
         }
-    }
-
-    fn record(&self, event: Event, members: &[(&str, Json)]) {
-        let members = extra(members);
-        // The log itself says when it cannot be written.
-        let _ = self.audit.keep(&Entry {
-            extra: Some(&members),
-            ..Entry::of(event)
-        });
     }
 
     fn edit(

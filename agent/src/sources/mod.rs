@@ -5,22 +5,22 @@
 //! values serve on.
 
 mod accepted;
+#[cfg(feature = "aws")]
+pub mod aws;
+pub mod engine;
 mod file;
 mod keeper;
 mod key;
+mod names;
+pub mod platforms;
+mod record;
 mod state;
 pub mod upstream;
+pub mod vault;
 pub mod watch;
 
 pub use file::{FileSource, Rejected};
 pub use keeper::{Asked, ByOperator, Keeper, KeeperError, StoreEdit};
 pub use key::{KeyError, credential_offline, load_key};
-pub use state::{SourceState, States};
-
-/// Which source owns a name: the one with the longest prefix that the name begins with.
-#[must_use]
-pub fn owner<'a>(prefixes: impl Iterator<Item = &'a str>, name: &str) -> Option<&'a str> {
-    prefixes
-        .filter(|prefix| name.starts_with(prefix))
-        .max_by_key(|prefix| prefix.len())
-}
+pub use names::{Names, Owners};
+pub use state::{SourceState, States, UpstreamState};

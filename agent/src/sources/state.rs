@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::engine::Moment;
+
 /// How all sources are.
 #[derive(Default)]
 pub struct States {
-    /// Some source is in trouble, or has not loaded yet: look closer. Spares readers the lock.
-    unwell: AtomicBool,
+    /// Some source has not loaded yet: look closer. Spares readers the lock.
+    unloaded: AtomicBool,
     all: Mutex<BTreeMap<Arc<str>, SourceState>>,
 }
 
@@ -25,6 +27,45 @@ pub struct SourceState {
     pub secrets: usize,
     /// The generation of the store that is served.
     pub generation: u64,
+    /// What only upstreams have.
+    pub upstream: Option<UpstreamState>,
+}
+
+/// How an upstream is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpstreamState {
+    /// When it last stood behind the value that it has not stood behind for longest.
+    pub oldest: Option<Moment>,
+    /// When it is asked next.
+    pub next: Option<Moment>,
+}
+
+impl SourceState {
+    /// One word: `up`, `degraded`, or where nothing is loaded yet `starting` or `down`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.loaded, &self.trouble) {
+            (true, None) => "up",
+            (true, Some(_)) => "degraded",
+            (false, None) => "starting",
+            (false, Some(_)) => "down",
+        }
+    }
+}
+
+impl UpstreamState {
+    /// Seconds since the upstream stood behind the oldest value.
+    #[must_use]
+    pub fn oldest_age(&self) -> Option<u64> {
+        self.oldest
+            .map(|oldest| Moment::now().since(oldest).as_secs())
+    }
+
+    /// Seconds until it is asked again.
+    #[must_use]
+    pub fn next_try(&self) -> Option<u64> {
+        self.next.map(|next| next.since(Moment::now()).as_secs())
+    }
 }
 
 impl States {
@@ -32,10 +73,8 @@ impl States {
     pub fn change(&self, name: &Arc<str>, change: impl FnOnce(&mut SourceState)) {
         let mut all = self.all();
         change(all.entry(Arc::clone(name)).or_default());
-        let unwell = all
-            .values()
-            .any(|source| !source.loaded || source.trouble.is_some());
-        self.unwell.store(unwell, Ordering::Release);
+        let unloaded = all.values().any(|source| !source.loaded);
+        self.unloaded.store(unloaded, Ordering::Release);
     }
 
     /// All sources by name.
@@ -44,24 +83,11 @@ impl States {
         self.all().clone()
     }
 
-    /// Whether a source serves values that may be old.
+    /// Whether a source has nothing to serve yet, so that an unknown name may still exist.
     #[must_use]
-    pub fn is_stale(&self, name: &str) -> bool {
-        self.is_unwell()
-            && self
-                .all()
-                .get(name)
-                .is_some_and(|source| source.trouble.is_some())
-    }
-
-    /// Whether some source has nothing to serve yet, so that an unknown name may still exist.
-    #[must_use]
-    pub fn may_have_more(&self) -> bool {
-        self.is_unwell() && self.all().values().any(|source| !source.loaded)
-    }
-
-    fn is_unwell(&self) -> bool {
-        self.unwell.load(Ordering::Acquire)
+    pub fn is_unloaded(&self, name: &str) -> bool {
+        self.unloaded.load(Ordering::Acquire)
+            && self.all().get(name).is_some_and(|source| !source.loaded)
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, SourceState>> {

@@ -1,10 +1,15 @@
 //! What an upstream can be asked. When, how often, and what follows from an answer is the engine's
 //! business, and the same for all.
 
+use std::fmt::Write;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hkdf::Hkdf;
 use keyhatch_protocol::Name;
+use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::sys::arena::Block;
 
@@ -95,10 +100,40 @@ pub struct Lease {
     pub renewable: bool,
 }
 
+/// What makes versions for values that have none upstream: the same after a restart, other for another value,
+/// and of no use to guess the value by.
+#[derive(Clone)]
+pub struct VersionKey(Arc<Zeroizing<[u8; 32]>>);
+
+impl VersionKey {
+    /// The caller wipes its own copy.
+    #[must_use]
+    pub fn new(bytes: &[u8; 32]) -> Self {
+        let mut key = Arc::new(Zeroizing::new([0; 32]));
+        if let Some(key) = Arc::get_mut(&mut key) {
+            key.copy_from_slice(bytes);
+        }
+        Self(key)
+    }
+
+    /// The version of `name` while it has this value: 16 hexadecimal digits.
+    #[must_use]
+    pub fn of(&self, name: &str, value: &[u8]) -> String {
+        let mut out = [0; 8];
+        // Only more than 8,160 bytes are refused.
+        let _ = Hkdf::<Sha256>::new(Some(&self.0[..]), value).expand(name.as_bytes(), &mut out);
+        out.iter()
+            .fold(String::with_capacity(16), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+    }
+}
+
 /// A kind of upstream. All names are the upstream's own: the source's prefix is the engine's business.
 ///
-/// Each call logs in as needed, renews what it logged in with, ends within the source's `timeout`, and
-/// bounds what it reads. The engine runs several calls at once, on one thread.
+/// Each call logs in as needed, renews what it logged in with, ends within the source's `timeout` (a list:
+/// each of its requests does), and bounds what it reads. The engine runs several calls at once, on one thread.
 pub trait Upstream: 'static {
     /// How many names one call may ask for.
     fn batch(&self) -> usize;
@@ -119,8 +154,28 @@ pub trait Upstream: 'static {
     fn renew(&self, lease: &Lease) -> impl Future<Output = Result<Option<Duration>, Trouble>>;
 
     /// Ends a lease.
-    fn revoke(&self, lease: Lease) -> impl Future<Output = Result<(), Trouble>>;
+    fn revoke(&self, lease: &Lease) -> impl Future<Output = Result<(), Trouble>>;
 
     /// Forgets tokens and connections: the agent is sealed. The next call logs in anew.
     fn forget(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_tells_name_value_and_key_apart_and_is_the_same_again() {
+        let key = VersionKey::new(&[7; 32]);
+        let version = key.of("app/db", b"CANARY-1");
+        assert_eq!(version.len(), 16);
+        assert_eq!(version, VersionKey::new(&[7; 32]).of("app/db", b"CANARY-1"));
+        for other in [
+            key.of("app/db", b"CANARY-2"),
+            key.of("app/dc", b"CANARY-1"),
+            VersionKey::new(&[8; 32]).of("app/db", b"CANARY-1"),
+        ] {
+            assert_ne!(version, other);
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod key;
 mod opened;
 mod secret;
 mod slot;
+pub mod snapshot;
 mod value;
 
 pub use change::{Actor, Change, MAX_CHANGES, Verb};

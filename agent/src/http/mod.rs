@@ -1,0 +1,16 @@
+//! An HTTPS client for what the agent asks of others: HTTP/1.1 over rustls, for secrets.
+//!
+//! What travels here holds plaintext and tokens, so little is kept: a connection lives for one burst of
+//! requests, its buffers are freed (and so wiped) with it, bodies are read into memory of known size, and
+//! every answer is bounded. No proxies, no redirects, no compression.
+
+mod address;
+mod client;
+mod pool;
+mod read;
+mod tls;
+
+pub use address::{Address, AddressError};
+pub use client::{Client, Failure, Request, Response};
+pub use read::{Bound, Content};
+pub use tls::{Identity, TlsError, tls};

@@ -1,0 +1,551 @@
+//! The loop of one source: one thing is decided at a time, while calls to the upstream are under way beside.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use keyhatch_protocol::Name;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::clock::Moment;
+use super::lend::{Lent, Todo};
+use super::pace::{Budget, Pace, dice};
+use super::serve::Serving;
+use super::sweep::{Found, Portion, WIDTH, sweep};
+use super::{Supply, Wanted};
+use crate::policy::Pattern;
+use crate::sources::upstream::{Answer, Fetched, Lease, Trouble, Upstream};
+
+/// How long an absent name is known to be absent.
+const ABSENT: Duration = Duration::from_secs(5);
+/// How many absent names are remembered.
+const ABSENT_NAMES: usize = 10_000;
+/// How often ages are looked at while an upstream is down.
+const LOOK: Duration = Duration::from_secs(1);
+/// The longest sleep.
+const SLEEP: Duration = Duration::from_secs(60);
+
+/// What a source is told.
+pub enum Asked {
+    /// A version of a secret is wanted that is not held.
+    Supply {
+        name: Name,
+        wanted: Wanted,
+        reply: oneshot::Sender<Supply>,
+    },
+    Seal(oneshot::Sender<()>),
+    Unseal(oneshot::Sender<()>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The loop of one source, to be run.
+pub struct Line(pub Pin<Box<dyn Future<Output = ()>>>);
+
+impl Line {
+    pub fn begin<U: Upstream>(
+        serving: Serving,
+        upstream: U,
+        inbox: mpsc::UnboundedReceiver<Asked>,
+    ) -> Self {
+        Self(Box::pin(Loop::new(serving, upstream).run(inbox)))
+    }
+}
+
+/// What someone waits for.
+type Wish = (Name, Wanted);
+
+/// A call that has ended. Names are those that are served.
+enum Done {
+    Swept {
+        begun: Moment,
+        found: Found,
+    },
+    Fetched {
+        wish: Wish,
+        asked: Moment,
+        answer: Result<Answer, Trouble>,
+    },
+    Renewed {
+        name: Name,
+        asked: Moment,
+        answer: Result<Option<Duration>, Trouble>,
+    },
+    Revoked(Result<(), Trouble>),
+}
+
+struct Loop<U> {
+    serving: Serving,
+    upstream: Rc<U>,
+    prefetch: Rc<[Pattern]>,
+    calls: JoinSet<Done>,
+    /// Values of the round that is under way.
+    portions: mpsc::UnboundedReceiver<Portion>,
+    hand_over: mpsc::UnboundedSender<Portion>,
+    /// When the round that is under way began.
+    sweeping: Option<Moment>,
+    pace: Pace,
+    budget: Budget,
+    absent: HashMap<Wish, Moment>,
+    waiting: HashMap<Wish, Vec<oneshot::Sender<Supply>>>,
+    queue: VecDeque<Wish>,
+    fetching: usize,
+    lent: HashMap<Name, Lent>,
+    /// Leases of values that were replaced, and when they are ended.
+    old: Vec<(Moment, Rc<Lease>)>,
+    /// When ages were looked at last.
+    looked: Moment,
+    sealed: bool,
+}
+
+impl<U: Upstream> Loop<U> {
+    fn new(serving: Serving, upstream: U) -> Self {
+        let now = Moment::now();
+        let (hand_over, portions) = mpsc::unbounded_channel();
+        Self {
+            prefetch: serving.fetching.prefetch.clone().into(),
+            pace: Pace::new(serving.fetching.refresh, now),
+            serving,
+            upstream: Rc::new(upstream),
+            calls: JoinSet::new(),
+            portions,
+            hand_over,
+            sweeping: None,
+            budget: Budget::new(now),
+            absent: HashMap::new(),
+            waiting: HashMap::new(),
+            queue: VecDeque::new(),
+            fetching: 0,
+            lent: HashMap::new(),
+            old: Vec::new(),
+            looked: now,
+            sealed: false,
+        }
+    }
+
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Asked>) {
+        loop {
+            let now = Moment::now();
+            self.begin_calls(now);
+            let pause = self.wake(now).since(now);
+            tokio::select! {
+                // Values of a round are served before its end is told.
+                biased;
+                Some(portion) = self.portions.recv() => self.serve_portion(portion),
+                Some(Ok(done)) = self.calls.join_next(), if !self.calls.is_empty() => self.finish(done),
+                asked = inbox.recv() => match asked {
+                    Some(Asked::Supply { name, wanted, reply }) => self.supply(name, wanted, reply),
+                    Some(Asked::Seal(reply)) => { self.seal(); let _ = reply.send(()); }
+                    Some(Asked::Unseal(reply)) => { self.unseal(); let _ = reply.send(()); }
+                    Some(Asked::Stop(reply)) => { self.stop(); let _ = reply.send(()); return; }
+                    None => return,
+                },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Begins what is due.
+    fn begin_calls(&mut self, now: Moment) {
+        if self.sealed {
+            return;
+        }
+        if self.sweeping.is_none() && self.pace.next() <= now {
+            self.begin_sweep(now);
+        }
+        while self.fetching < WIDTH
+            && let Some(wish) = self.queue.pop_front()
+        {
+            self.begin_fetch(wish, now);
+        }
+        self.tend_leases(now);
+        self.look_at_age(now);
+        if self.serving.save_due().is_some_and(|due| due <= now) {
+            self.serving.save();
+        }
+    }
+
+    /// What is too old, or no longer lent, is not served.
+    fn look_at_age(&mut self, now: Moment) {
+        let passed = |ends: Moment| ends > self.looked && ends <= now;
+        let ended = self.lent.values().any(|lent| passed(lent.ends));
+        if ended || self.serving.is_down() && now.since(self.looked) >= LOOK {
+            self.serving.look_at_age(now, self.serving.is_down());
+            self.looked = now;
+        }
+    }
+
+    /// When something is due next.
+    fn wake(&self, now: Moment) -> Moment {
+        let mut wake = now + SLEEP;
+        if self.sealed {
+            return wake;
+        }
+        if self.sweeping.is_none() {
+            wake = wake.min(self.pace.next());
+        }
+        if self.serving.is_down() {
+            wake = wake.min(self.looked + LOOK);
+        }
+        let ends = self.lent.values().map(|lent| lent.ends);
+        let leases = self.lent.values().filter_map(Lent::wake);
+        let old = self.old.iter().map(|(at, _)| *at);
+        leases
+            .chain(ends.filter(|ends| *ends > now))
+            .chain(old)
+            .chain(self.serving.save_due())
+            .fold(wake, Moment::min)
+    }
+
+    fn begin_sweep(&mut self, now: Moment) {
+        self.sweeping = Some(now);
+        let round = sweep(
+            Rc::clone(&self.upstream),
+            Rc::clone(&self.prefetch),
+            self.serving.held(),
+            self.hand_over.clone(),
+        );
+        self.calls.spawn_local(async move {
+            let found = round.await;
+            Done::Swept { begun: now, found }
+        });
+    }
+
+    fn begin_fetch(&mut self, wish: Wish, now: Moment) {
+        self.fetching += 1;
+        let upstream = Rc::clone(&self.upstream);
+        let own = self.serving.names.own(&wish.0);
+        self.calls.spawn_local(async move {
+            let answer = match (&own, wish.1) {
+                (None, _) => Ok(Answer::Absent("not a name of this source".into())),
+                (Some(own), Wanted::Previous) => upstream.previous(own).await,
+                (Some(own), Wanted::Current) => {
+                    let mut answers = upstream.fetch(std::slice::from_ref(own)).await;
+                    answers
+                        .pop()
+                        .unwrap_or_else(|| Err(Trouble::unusable("no answer")))
+                }
+            };
+            let asked = now;
+            Done::Fetched {
+                wish,
+                asked,
+                answer,
+            }
+        });
+    }
+
+    fn tend_leases(&mut self, now: Moment) {
+        let mut again = Vec::new();
+        for (name, lent) in &mut self.lent {
+            match lent.todo(now) {
+                Todo::Wait => {}
+                Todo::Fetch => {
+                    lent.busy = true;
+                    again.push(name.clone());
+                }
+                Todo::Renew => {
+                    lent.busy = true;
+                    let (upstream, lease) = (Rc::clone(&self.upstream), Rc::clone(&lent.lease));
+                    let (name, asked) = (name.clone(), now);
+                    self.calls.spawn_local(async move {
+                        let answer = upstream.renew(&lease).await;
+                        Done::Renewed {
+                            name,
+                            asked,
+                            answer,
+                        }
+                    });
+                }
+            }
+        }
+        for name in again {
+            self.want((name, Wanted::Current), None);
+        }
+        for (_, lease) in self.old.extract_if(.., |(at, _)| *at <= now) {
+            let upstream = Rc::clone(&self.upstream);
+            self.calls
+                .spawn_local(async move { Done::Revoked(upstream.revoke(&lease).await) });
+        }
+    }
+
+    fn supply(&mut self, name: Name, wanted: Wanted, reply: oneshot::Sender<Supply>) {
+        let now = Moment::now();
+        let wish = (name, wanted);
+        let served = self.serving.served(&wish.0);
+        let known = match wanted {
+            Wanted::Current => served.is_some(),
+            Wanted::Previous => served.is_some_and(|entry| entry.previous.is_some()),
+        };
+        let answer = if self.sealed {
+            Some(Supply::Unavailable)
+        } else if known {
+            Some(Supply::Served)
+        } else if self.absent.get(&wish).is_some_and(|until| *until > now) {
+            Some(Supply::Absent)
+        } else if self.waiting.contains_key(&wish) {
+            None
+        } else if self.serving.is_down() {
+            Some(Supply::Unavailable)
+        } else if !self.budget.allows(now) {
+            Some(Supply::Limited)
+        } else {
+            None
+        };
+        match answer {
+            // Who asked may have gone.
+            Some(answer) => drop(reply.send(answer)),
+            None => self.want(wish, Some(reply)),
+        }
+    }
+
+    /// One call, however many ask.
+    fn want(&mut self, wish: Wish, reply: Option<oneshot::Sender<Supply>>) {
+        if !self.waiting.contains_key(&wish) {
+            self.queue.push_back(wish.clone());
+        }
+        self.waiting.entry(wish).or_default().extend(reply);
+    }
+
+    fn answer(&mut self, wish: &Wish, supply: Supply) {
+        for reply in self.waiting.remove(wish).unwrap_or_default() {
+            let _ = reply.send(supply);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Swept { begun, found } => self.swept(begun, found),
+            Done::Fetched {
+                wish,
+                asked,
+                answer,
+            } => {
+                self.fetching -= 1;
+                let supply = self.fetched(&wish, asked, answer);
+                self.answer(&wish, supply);
+            }
+            Done::Renewed {
+                name,
+                asked,
+                answer,
+            } => self.renewed(&name, asked, answer),
+            Done::Revoked(Ok(())) => {}
+            // It ends by itself in time.
+            Done::Revoked(Err(why)) => {
+                tracing::warn!(source = %self.serving.source, %why, "an old lease was not ended early");
+            }
+        }
+    }
+
+    fn serve_portion(&mut self, portion: Portion) {
+        let asked = self.sweeping.unwrap_or_else(Moment::now);
+        let fetched = portion
+            .into_iter()
+            .filter_map(|(own, fetched)| Some((self.name_of(own.as_str())?, fetched)))
+            .collect();
+        self.serve(fetched, asked, false);
+    }
+
+    fn serve(&mut self, mut fetched: Vec<(Name, Fetched)>, asked: Moment, on_demand: bool) {
+        let now = Moment::now();
+        let mut leases = Vec::new();
+        for (name, fetched) in &mut fetched {
+            self.absent.remove(&(name.clone(), Wanted::Current));
+            leases.extend(fetched.lease.take().map(|lease| (name.clone(), lease)));
+        }
+        let ends = leases
+            .iter()
+            .map(|(name, lease)| (name.clone(), asked + lease.time));
+        let ends: HashMap<Name, Moment> = ends.collect();
+        self.serving.serve(fetched, &ends, asked, on_demand);
+        for (name, lease) in leases {
+            let lent = Lent::new(lease, asked, dice());
+            if let Some(old) = self.lent.insert(name, lent) {
+                self.old.push((old.revoke_at(now), old.lease));
+            }
+        }
+    }
+
+    /// The name that a secret of the upstream is served under; what cannot be served is told once.
+    fn name_of(&mut self, own: &str) -> Option<Name> {
+        match self.serving.names.served(own) {
+            Ok(name) => Some(name),
+            Err(why) => {
+                self.serving.alert(own, &why);
+                None
+            }
+        }
+    }
+
+    fn swept(&mut self, begun: Moment, found: Found) {
+        self.sweeping = None;
+        let now = Moment::now();
+        let confirmed: Vec<Name> = self.names_of(found.confirmed);
+        self.serving.confirm(confirmed, begun);
+        let gone = self.names_of(found.gone);
+        self.gone(&gone, now);
+        for (what, why) in found.unusable {
+            self.serving.alert(&what, &why);
+        }
+        if let Some((why, retry_after)) = found.outage {
+            self.outage(&why, retry_after);
+        } else {
+            self.pace.succeeded(now, dice());
+            self.serving.up(begun, self.pace.next());
+        }
+    }
+
+    fn names_of(&mut self, own: Vec<Name>) -> Vec<Name> {
+        own.into_iter()
+            .filter_map(|own| self.name_of(own.as_str()))
+            .collect()
+    }
+
+    fn gone(&mut self, names: &[Name], now: Moment) {
+        if names.is_empty() {
+            return;
+        }
+        for name in names {
+            // The value is gone, and the lease with it.
+            self.lent.remove(name);
+            self.remember_absent((name.clone(), Wanted::Current), now);
+        }
+        self.serving.remove(names);
+    }
+
+    fn remember_absent(&mut self, wish: Wish, now: Moment) {
+        if self.absent.len() >= ABSENT_NAMES {
+            self.absent.retain(|_, until| *until > now);
+        }
+        if self.absent.len() < ABSENT_NAMES {
+            self.absent.insert(wish, now + ABSENT);
+        }
+    }
+
+    fn fetched(&mut self, wish: &Wish, asked: Moment, answer: Result<Answer, Trouble>) -> Supply {
+        let (name, wanted) = wish;
+        let (now, held) = (Moment::now(), self.lent.get_mut(name));
+        if let Some(lent) = held {
+            lent.busy = false;
+        }
+        match answer {
+            Ok(Answer::Found(fetched)) if *wanted == Wanted::Previous => {
+                match self.serving.serve_previous(name, fetched) {
+                    Ok(()) => Supply::Served,
+                    Err(why) => self.unusable(name, &why),
+                }
+            }
+            Ok(Answer::Found(fetched)) => {
+                self.serve(vec![(name.clone(), fetched)], asked, true);
+                match self.serving.served(name) {
+                    Some(_) => Supply::Served,
+                    // Why was told.
+                    None => Supply::Unavailable,
+                }
+            }
+            Ok(Answer::Absent(_)) => {
+                self.budget.spend();
+                match wanted {
+                    Wanted::Previous => self.remember_absent(wish.clone(), now),
+                    Wanted::Current => self.gone(std::slice::from_ref(name), now),
+                }
+                Supply::Absent
+            }
+            Err(Trouble::Unusable { why }) => self.unusable(name, &why),
+            Err(Trouble::Outage { why, retry_after }) => {
+                self.outage(&why, retry_after);
+                self.postpone(name);
+                Supply::Unavailable
+            }
+        }
+    }
+
+    fn unusable(&mut self, name: &Name, why: &str) -> Supply {
+        self.serving.alert(name.as_str(), why);
+        self.postpone(name);
+        Supply::Unavailable
+    }
+
+    /// A lease that could not be tended is tried again when the upstream is.
+    fn postpone(&mut self, name: &Name) {
+        let next = (Moment::now() + LOOK).max(self.pace.next());
+        if let Some(lent) = self.lent.get_mut(name) {
+            lent.postpone(next);
+        }
+    }
+
+    fn renewed(&mut self, name: &Name, asked: Moment, answer: Result<Option<Duration>, Trouble>) {
+        let Some(lent) = self.lent.get_mut(name) else {
+            return;
+        };
+        lent.busy = false;
+        match answer {
+            Ok(Some(time)) => {
+                lent.renewed(time, asked, dice());
+                let ends = lent.ends;
+                self.serving.extend(name, ends);
+            }
+            Ok(None) | Err(Trouble::Unusable { .. }) => lent.expires(Moment::now()),
+            Err(Trouble::Outage { why, retry_after }) => {
+                self.outage(&why, retry_after);
+                self.postpone(name);
+            }
+        }
+    }
+
+    fn outage(&mut self, why: &str, retry_after: Option<Duration>) {
+        // Several calls that fail together are one failure.
+        if self.sweeping.is_none() || !self.pace.is_open() {
+            self.pace.failed(Moment::now(), retry_after, dice());
+        }
+        self.serving.down(why, self.pace.next());
+        for wish in std::mem::take(&mut self.queue) {
+            self.answer(&wish, Supply::Unavailable);
+            self.postpone_busy(&wish.0);
+        }
+    }
+
+    fn postpone_busy(&mut self, name: &Name) {
+        if let Some(lent) = self.lent.get_mut(name) {
+            lent.busy = false;
+        }
+        self.postpone(name);
+    }
+
+    /// Every value is gone from the cache; what is under way must not bring one back.
+    fn seal(&mut self) {
+        self.sealed = true;
+        self.drop_calls();
+        self.lent.clear();
+        self.old.clear();
+        self.absent.clear();
+        self.upstream.forget();
+        self.serving.forget();
+    }
+
+    fn unseal(&mut self) {
+        self.sealed = false;
+        let now = Moment::now();
+        self.serving.restore();
+        self.pace = Pace::new(self.serving.fetching.refresh, now);
+    }
+
+    fn stop(&mut self) {
+        self.drop_calls();
+        if !self.sealed {
+            self.serving.save();
+        }
+    }
+
+    fn drop_calls(&mut self) {
+        self.calls = JoinSet::new();
+        (self.sweeping, self.fetching) = (None, 0);
+        while self.portions.try_recv().is_ok() {}
+        self.queue.clear();
+        for wish in self.waiting.keys().cloned().collect::<Vec<_>>() {
+            self.answer(&wish, Supply::Unavailable);
+        }
+    }
+}
