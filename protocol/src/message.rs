@@ -110,4 +110,7 @@ pub struct Health {
     pub reasons: Vec<String>,
     /// Promises that this kernel or limit does not let the agent keep.
     pub missing: Vec<String>,
+    /// The agent's own version; empty where it does not say.
+    #[serde(default)]
+    pub version: String,
 }

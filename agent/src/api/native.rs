@@ -475,6 +475,7 @@ fn health(connection: &Connection) -> Answer {
             status: status_word.into(),
             reasons: health.reasons,
             missing,
+            version: env!("CARGO_PKG_VERSION").into(),
         },
     )
 }

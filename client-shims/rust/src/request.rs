@@ -77,6 +77,16 @@ impl Wanted {
     }
 }
 
+impl From<Name> for Wanted {
+    fn from(name: Name) -> Self {
+        Self {
+            name,
+            field: None,
+            version: None,
+        }
+    }
+}
+
 pub(crate) fn parse_name(text: &str) -> Result<Name, Error> {
     Name::parse(text).map_err(|cause| Error::Name {
         name: text.into(),
