@@ -6,7 +6,6 @@ import pty
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,10 @@ class Running:
         def told():
             return self.process.poll() is not None or self.lines() == list(wanted)
 
-        eventually(told, seconds=30)
+        try:
+            eventually(told, seconds=30)
+        except AssertionError:
+            pass
         assert self.lines() == list(wanted), self.err.read_text()
 
     def ends(self):
@@ -261,10 +263,14 @@ while True:
         child, = it.children()
         os.kill(child, signal.SIGKILL)
         assert it.ends() == 128 + 9
+    def masks(text):
+        # Those of real-time signals belong to the C library.
+        return {line[:6]: int(line[8:], 16) & 0x7FFFFFFF for line in text.decode().splitlines()}
+
+    look = ["grep", "^Sig[BIC]", "/proc/self/status"]
     for how in ["restart", "none"]:
-        done = run(shared, "--on-rotate", how, "--env", "K=app/key", "--", "grep", "^Sig[BIC]", "/proc/self/status")
-        plain = subprocess.run(["grep", "^Sig[BIC]", "/proc/self/status"], capture_output=True)
-        assert done.stdout == plain.stdout
+        done = run(shared, "--on-rotate", how, "--env", "K=app/key", "--", *look)
+        assert masks(done.stdout) == masks(subprocess.run(look, capture_output=True).stdout)
 
 
 def test_a_signal_that_was_ignored_stays_ignored(shared):
@@ -489,15 +495,14 @@ def test_ctrl_c_ends_the_child_once(shared):
         shell.type(f"{RUN} bash -c 'trap \"echo got-int; exit 5\" INT; echo is-up; while :; do sleep 0.1; done'\n")
         shell.until(r"is-up\r")
         shell.type("\x03")
-        shell.until("got-int")
+        shell.until(r"got-int\r")
         shell.type("echo code=$?\n")
-        assert "got-int" not in shell.until(r"code=(\d+)\r").string[:0] + shell.seen
-        shell.type(f"{RUN} sleep 60; echo code=$?\n")
-        shell.until("code=")
-        eventually(lambda: [p for p in children(shell.pid) if children(p)])
+        shell.until(r"code=5\r")
+        shell.type(f"{RUN} sh -c 'echo is-up; sleep 60'\n")
+        shell.until(r"is-up\r")
         shell.type("\x03")
-        shell.type("echo then=$?\n")
-        shell.until(r"then=130\r")
+        shell.type("echo code=$?\n")
+        shell.until(r"code=130\r")
 
 
 def test_job_control(shared):
@@ -520,9 +525,8 @@ def test_an_interactive_shell_and_a_pipeline(shared):
     with Terminal(shared) as shell:
         shell.type(f"{RUN} env PS1='inner> ' bash --norc --noprofile -i\n")
         shell.until("inner> ")
-        shell.type("sleep 60\n")
-        time.sleep(0)
-        shell.until("sleep 60")
+        shell.type("sh -c 'echo is-up; sleep 60'\n")
+        shell.until(r"is-up\r")
         shell.type("\x1a")
         shell.until("Stopped")
         shell.type("kill %1; echo ${#KEY}\n")
