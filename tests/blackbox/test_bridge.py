@@ -136,7 +136,8 @@ def test_bodies_methods_and_conditions_are_passed_on(bridge):
     assert bridge.get("/v1/secrets/app/key", If_None_Match=version).status == 304
     assert bridge.get("/v1/secrets/app/key", method="HEAD").body == b""
     too_large = bridge.get("/v1/batch", method="POST", body=b"x" * 70_000)
-    assert too_large.status == 413
+    # The agent hangs up on it, and what it said may be lost.
+    assert too_large.status == 413 or (too_large.status == 502 and b"64 KiB" in too_large.body)
 
 
 def test_a_connection_is_kept(shared, bridge):

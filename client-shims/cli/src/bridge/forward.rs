@@ -44,6 +44,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection to the agent may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
+const AWAY: &str = "the agent cannot be reached\n";
+
+/// An agent that takes no more of a body ends the connection, and its answer may be lost with it.
+const UNANSWERED: &str =
+    "the agent ended the connection before it answered: it takes bodies of up to 64 KiB\n";
+
 pub type Body = Either<Incoming, Full<Bytes>>;
 type Outgoing = Either<Incoming, Empty<Bytes>>;
 
@@ -151,11 +157,12 @@ impl Front {
                     };
                 }
                 Failed::Unanswered if repeatable => {}
-                Failed::Unanswered | Failed::Untrusted => return away(),
+                Failed::Unanswered => return said(StatusCode::BAD_GATEWAY, UNANSWERED),
+                Failed::Untrusted => return said(StatusCode::BAD_GATEWAY, AWAY),
             }
             let until = *until.get_or_insert_with(|| Instant::now() + PATIENCE);
             if Instant::now() + PAUSE > until {
-                return away();
+                return said(StatusCode::BAD_GATEWAY, AWAY);
             }
             sleep(PAUSE).await;
         }
@@ -267,10 +274,6 @@ fn passed_back(answer: Response<Incoming>) -> Response<Body> {
     let (mut head, body) = answer.into_parts();
     head.headers = passed_on(&head.headers, false);
     Response::from_parts(head, Either::Left(body))
-}
-
-fn away() -> Response<Body> {
-    said(StatusCode::BAD_GATEWAY, "the agent cannot be reached\n")
 }
 
 fn said(status: StatusCode, why: &'static str) -> Response<Body> {
