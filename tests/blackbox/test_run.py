@@ -490,7 +490,7 @@ class Terminal:
 RUN = f"{KEYHATCH} run --env KEY=app/key --"
 
 
-def test_ctrl_c_ends_the_child_once(shared):
+def test_ctrl_c_ends_the_child(shared):
     with Terminal(shared) as shell:
         shell.type(f"{RUN} bash -c 'trap \"echo got-int; exit 5\" INT; echo is-up; while :; do sleep 0.1; done'\n")
         shell.until(r"is-up\r")
