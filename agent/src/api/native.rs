@@ -555,6 +555,7 @@ fn health(connection: &Connection) -> Answer {
                     next_try: state.upstream.and_then(|upstream| upstream.next_try()),
                 })
                 .collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
         },
     )
 }
