@@ -85,7 +85,7 @@ fn act(client: &Client, op: Op, rotations: &mut Vec<OnRotate>) -> Result<Value, 
                 "value": STANDARD.encode(secret.reveal()),
                 "version": secret.version(),
                 "name": secret.name(),
-                "stale": false,
+                "stale": secret.is_stale(),
             }))
         }
         Op::List { prefix } => Ok(json!({ "ok": true, "secrets": client.list(&prefix)? })),
