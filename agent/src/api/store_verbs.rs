@@ -121,13 +121,17 @@ fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     } else {
         Previous::Keep
     };
-    Ok(edit(move |edit, _| {
+    Ok(edit(move |edit, source| {
+        served(source, &name)?;
         Ok(told(&name, &edit.put(&name, value, previous)?))
     }))
 }
 
 fn generate(name: Name, length: usize) -> What {
-    edit(move |edit, _| Ok(told(&name, &edit.generate(&name, length)?)))
+    edit(move |edit, source| {
+        served(source, &name)?;
+        Ok(told(&name, &edit.generate(&name, length)?))
+    })
 }
 
 fn remove(name: Name) -> What {
@@ -151,7 +155,10 @@ fn import(body: &[u8]) -> Result<What, String> {
         values.push((name, Value::new(bytes).map_err(|why| why.to_string())?));
     }
     let dry_run = import.dry_run;
-    Ok(edit(move |edit, _| {
+    Ok(edit(move |edit, source| {
+        for (name, _) in &values {
+            served(source, name)?;
+        }
         let plan = if dry_run {
             edit.plan(&values)
         } else {
@@ -159,6 +166,12 @@ fn import(body: &[u8]) -> Result<What, String> {
         };
         Ok(json!({ "results": plan.iter().map(|(name, put)| told(name, put)).collect::<Vec<_>>() }))
     }))
+}
+
+/// A secret that would not be served is not put.
+fn served(source: &FileSource, name: &Name) -> Result<(), KeeperError> {
+    let served = source.names.served(name.as_str());
+    served.map(drop).map_err(KeeperError::Asked)
 }
 
 fn rekey(others: Vec<Key>) -> What {
