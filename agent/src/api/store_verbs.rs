@@ -114,6 +114,15 @@ fn edit(
     What::Edit(Box::new(act))
 }
 
+/// What would never be served is not written: whoever put it would wait for it in vain.
+fn served(source: &FileSource, name: &Name) -> Result<(), KeeperError> {
+    source
+        .names
+        .served(name.as_str())
+        .map(drop)
+        .map_err(KeeperError::Asked)
+}
+
 fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     let value = Value::new(body.to_vec()).map_err(|why| why.to_string())?;
     let previous = if revoke {
@@ -121,13 +130,17 @@ fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     } else {
         Previous::Keep
     };
-    Ok(edit(move |edit, _| {
+    Ok(edit(move |edit, source| {
+        served(source, &name)?;
         Ok(told(&name, &edit.put(&name, value, previous)?))
     }))
 }
 
 fn generate(name: Name, length: usize) -> What {
-    edit(move |edit, _| Ok(told(&name, &edit.generate(&name, length)?)))
+    edit(move |edit, source| {
+        served(source, &name)?;
+        Ok(told(&name, &edit.generate(&name, length)?))
+    })
 }
 
 fn remove(name: Name) -> What {
@@ -151,7 +164,10 @@ fn import(body: &[u8]) -> Result<What, String> {
         values.push((name, Value::new(bytes).map_err(|why| why.to_string())?));
     }
     let dry_run = import.dry_run;
-    Ok(edit(move |edit, _| {
+    Ok(edit(move |edit, source| {
+        for (name, _) in &values {
+            served(source, name)?;
+        }
         let plan = if dry_run {
             edit.plan(&values)
         } else {
