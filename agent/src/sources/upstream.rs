@@ -141,6 +141,13 @@ pub trait Upstream: 'static {
     /// Every secret whose name begins with `folder`: empty, or ending in a slash.
     fn list(&self, folder: &str) -> impl Future<Output = Result<Vec<Listed>, Trouble>>;
 
+    /// Logs in and asks for nothing: whether the upstream answers, where there is no secret to ask it for.
+    fn reach(&self) -> impl Future<Output = Result<(), Trouble>>;
+
+    /// Whether this agent may still read each of these, in their order: a list may go on telling a secret's
+    /// version to one that may no longer read it. `true` where the upstream cannot tell.
+    fn readable(&self, names: &[Name]) -> impl Future<Output = Result<Vec<bool>, Trouble>>;
+
     /// How these stand, at most [`Upstream::batch`]; one answer for each, in their order.
     fn standings(&self, names: &[Name]) -> impl Future<Output = Vec<Result<Standing, Trouble>>>;
 

@@ -284,6 +284,20 @@ impl Upstream for Aws {
         quietly(self.by(self.deadline(), self.list_all(folder))).await
     }
 
+    async fn reach(&self) -> Result<(), Trouble> {
+        // Any answer will do, also that it is not there or may not be seen.
+        let nobodys = Name::parse("keyhatch/reach").into_iter();
+        for standing in self.standings(&nobodys.collect::<Vec<_>>()).await {
+            standing?;
+        }
+        Ok(())
+    }
+
+    /// Only reading a value would tell.
+    async fn readable(&self, names: &[Name]) -> Result<Vec<bool>, Trouble> {
+        Ok(vec![true; names.len()])
+    }
+
     async fn standings(&self, names: &[Name]) -> Vec<Result<Standing, Trouble>> {
         let deadline = self.deadline();
         let questions = names.iter().map(|name| {

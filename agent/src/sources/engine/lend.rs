@@ -33,9 +33,10 @@ pub struct Lent {
 impl Lent {
     /// A lease that was asked for at `asked`.
     pub fn new(lease: Lease, asked: Moment, dice: f64) -> Self {
+        let time = served_for(lease.time);
         Self {
-            ends: asked + lease.time,
-            next: asked + ahead(lease.time, dice),
+            ends: asked + time,
+            next: asked + ahead(time, dice),
             busy: false,
             renewable: lease.renewable,
             lease: Rc::new(lease),
@@ -59,10 +60,10 @@ impl Lent {
     /// It lasts for `time` from `asked` on. Where that is much less than at first, the upstream's own limit
     /// is near, and a fresh value is fetched at once.
     pub fn renewed(&mut self, time: Duration, asked: Moment, dice: f64) {
-        self.ends = asked + time;
+        self.ends = asked + served_for(time);
         self.renewable = time > self.lease.time / 3;
         self.next = if self.renewable {
-            asked + ahead(time, dice)
+            asked + ahead(served_for(time), dice)
         } else {
             asked
         };
@@ -84,6 +85,12 @@ impl Lent {
     }
 }
 
+/// How long a value is served that is lent for `time`: leases are told in whole seconds, and what they guard may
+/// end a second early (`VALID UNTIL` of `PostgreSQL` is written without fractions).
+fn served_for(time: Duration) -> Duration {
+    time.saturating_sub((time / 4).min(Duration::from_secs(1)))
+}
+
 /// Two thirds of a lease's time, a tenth sooner or later: the last third is for trying again.
 fn ahead(time: Duration, dice: f64) -> Duration {
     time.mul_f64(2.0 / 3.0 * (0.9 + 0.2 * dice))
@@ -97,7 +104,7 @@ mod tests {
 
     fn lent(renewable: bool, now: Moment) -> Lent {
         let id = Arena::new(4096).unwrap().draft(1).unwrap().freeze();
-        let time = Duration::from_secs(90);
+        let time = Duration::from_secs(91);
         Lent::new(
             Lease {
                 id,
@@ -116,13 +123,13 @@ mod tests {
         let mut lent = lent(true, now);
         assert_eq!(lent.todo(at(59)), Todo::Wait);
         assert_eq!(lent.todo(at(61)), Todo::Renew);
-        lent.renewed(Duration::from_secs(90), at(61), 0.5);
+        lent.renewed(Duration::from_secs(91), at(61), 0.5);
         assert_eq!(lent.ends, at(151));
         assert_eq!(lent.todo(at(100)), Todo::Wait);
         assert_eq!(lent.todo(at(122)), Todo::Renew);
         lent.renewed(Duration::from_secs(20), at(122), 0.5);
         assert_eq!(lent.todo(at(122)), Todo::Fetch);
-        assert_eq!(lent.revoke_at(at(123)), at(142));
+        assert_eq!(lent.revoke_at(at(123)), at(141));
         lent.busy = true;
         assert_eq!(lent.todo(at(1000)), Todo::Wait);
     }

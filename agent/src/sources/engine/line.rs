@@ -358,15 +358,14 @@ impl<U: Upstream> Loop<U> {
         let mut leases = Vec::new();
         for (name, fetched) in &mut fetched {
             self.absent.remove(&(name.clone(), Wanted::Current));
-            leases.extend(fetched.lease.take().map(|lease| (name.clone(), lease)));
+            if let Some(lease) = fetched.lease.take() {
+                leases.push((name.clone(), Lent::new(lease, asked, dice())));
+            }
         }
-        let ends = leases
-            .iter()
-            .map(|(name, lease)| (name.clone(), asked + lease.time));
+        let ends = leases.iter().map(|(name, lent)| (name.clone(), lent.ends));
         let ends: HashMap<Name, Moment> = ends.collect();
         self.serving.serve(fetched, &ends, asked, on_demand);
-        for (name, lease) in leases {
-            let lent = Lent::new(lease, asked, dice());
+        for (name, lent) in leases {
             if let Some(old) = self.lent.insert(name, lent) {
                 self.old.push((old.revoke_at(now), old.lease));
             }

@@ -69,6 +69,15 @@ pub async fn sweep<U: Upstream>(
             .cloned(),
     );
     if found.outage.is_none() {
+        let nothing = to_ask.is_empty() && to_fetch.is_empty();
+        let told = found
+            .still_readable(&*upstream, nothing, &mut to_fetch)
+            .await;
+        if let Err(trouble) = told {
+            found.trouble("what may be read", trouble);
+        }
+    }
+    if found.outage.is_none() {
         found.ask(&upstream, to_ask, &held, &mut to_fetch).await;
     }
     let names: Vec<Name> = to_fetch.into_iter().collect();
@@ -129,6 +138,34 @@ impl Found {
         }
     }
 
+    /// What a list confirmed is confirmed only while it may be read. Where there is `nothing` else to ask, the
+    /// upstream is asked whether it answers at all.
+    async fn still_readable(
+        &mut self,
+        upstream: &impl Upstream,
+        nothing: bool,
+        to_fetch: &mut BTreeSet<Name>,
+    ) -> Result<(), Trouble> {
+        if self.confirmed.is_empty() {
+            return if nothing {
+                upstream.reach().await
+            } else {
+                Ok(())
+            };
+        }
+        let readable = upstream.readable(&self.confirmed).await?;
+        let confirmed = std::mem::take(&mut self.confirmed);
+        for (name, readable) in confirmed.into_iter().zip(readable) {
+            if readable {
+                self.confirmed.push(name);
+            } else {
+                // Its value has the last word.
+                to_fetch.insert(name);
+            }
+        }
+        Ok(())
+    }
+
     async fn ask<U: Upstream>(
         &mut self,
         upstream: &Rc<U>,
@@ -147,7 +184,7 @@ impl Found {
                 }
                 Ok(Standing::Version(_) | Standing::Unknown) => drop(to_fetch.insert(name)),
                 Ok(Standing::Absent) => self.gone.push(name),
-                Err(trouble) => self.trouble(&name, trouble),
+                Err(trouble) => self.trouble(name.as_str(), trouble),
             }
         }
     }
@@ -166,15 +203,15 @@ impl Found {
                 // It was listed, or named in the configuration, and is not there: nothing changes.
                 Ok(Answer::Absent(_)) => {}
                 Ok(Answer::Found(fetched)) => portion.push((name, fetched)),
-                Err(trouble) => self.trouble(&name, trouble),
+                Err(trouble) => self.trouble(name.as_str(), trouble),
             }
         }
         portion
     }
 
-    fn trouble(&mut self, name: &Name, trouble: Trouble) {
+    fn trouble(&mut self, what: &str, trouble: Trouble) {
         match trouble {
-            Trouble::Unusable { why } => self.unusable.push((name.to_string(), why)),
+            Trouble::Unusable { why } => self.unusable.push((what.to_owned(), why)),
             Trouble::Outage { why, retry_after } => {
                 self.outage.get_or_insert((why, retry_after));
             }

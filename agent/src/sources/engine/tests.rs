@@ -24,6 +24,9 @@ struct Script {
     down: bool,
     unusable: Option<&'static str>,
     lease: Option<Duration>,
+    /// Lists tell versions, also of what may not be read.
+    lists_versions: bool,
+    forbidden: Option<&'static str>,
     /// Every call: what, on which name.
     calls: Vec<(&'static str, String)>,
 }
@@ -63,7 +66,9 @@ impl Scripted {
 
     async fn answer(&self, what: &'static str, name: &Name) -> Result<Answer, Trouble> {
         let script = self.call(what, name.as_str()).await?;
-        let Some((version, value)) = script.values.get(name.as_str()) else {
+        let found = script.values.get(name.as_str());
+        let Some((version, value)) = found.filter(|_| script.forbidden != Some(name.as_str()))
+        else {
             return Ok(Answer::Absent("404".into()));
         };
         let block = |bytes: &[u8]| {
@@ -96,9 +101,21 @@ impl Upstream for Scripted {
         Ok(names
             .map(|name| Listed {
                 name: name.clone(),
-                version: None,
+                version: script
+                    .lists_versions
+                    .then(|| format!("{}-x", script.values[name].0)),
             })
             .collect())
+    }
+
+    async fn reach(&self) -> Result<(), Trouble> {
+        self.call("reach", "").await.map(drop)
+    }
+
+    async fn readable(&self, names: &[Name]) -> Result<Vec<bool>, Trouble> {
+        let script = self.call("readable", "").await?;
+        let may = |name: &Name| script.forbidden != Some(name.as_str());
+        Ok(names.iter().map(may).collect())
     }
 
     async fn standings(&self, names: &[Name]) -> Vec<Result<Standing, Trouble>> {
@@ -430,4 +447,30 @@ fn sealing_leaves_nothing_in_memory_and_unsealing_fetches_anew() {
     world.rooms.cache.unseal();
     runtime.block_on(world.upstreams.unseal());
     world.has("a", "1-x", Freshness::Fresh);
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_shows_before_anybody_asks() {
+    let script = Script {
+        down: true,
+        ..Script::default()
+    };
+    let world = World::new(&[], HOUR, script);
+    world.eventually("a record", |world| world.records("source.degraded") == 1);
+    assert!(!world.rooms.states.all_by_name()["up"].loaded);
+    world.script().down = false;
+    world.eventually("a record", |world| world.records("source.recovered") == 1);
+}
+
+#[test]
+fn what_a_list_tells_and_may_no_longer_be_read_ends() {
+    let script = Script {
+        lists_versions: true,
+        ..with(&[("a", 1, "CANARY-1"), ("b", 1, "CANARY-2")])
+    };
+    let world = World::new(&["**"], HOUR, script);
+    world.has("a", "1-x", Freshness::Fresh);
+    world.script().forbidden = Some("a");
+    world.eventually("gone", |world| world.held("a").is_none());
+    world.has("b", "1-x", Freshness::Fresh);
 }

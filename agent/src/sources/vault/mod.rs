@@ -3,6 +3,7 @@
 //! `sys/events/subscribe` exists in one paid edition of one of the two, so changes are seen by asking.
 
 mod answer;
+mod capabilities;
 mod held;
 mod kv;
 mod lease;
@@ -16,6 +17,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -87,6 +89,8 @@ struct Inner {
     /// When a value without a time upstream was first seen: its version, and then.
     sights: Mutex<HashMap<Name, (String, String)>>,
     version_key: VersionKey,
+    /// The policy lets this agent ask what it may do; taken for granted until it says no.
+    tells_capabilities: AtomicBool,
     timeout: Duration,
     arena: Arc<Arena>,
 }
@@ -125,6 +129,7 @@ impl Vault {
                 mounts: Mutex::default(),
                 sights: Mutex::default(),
                 version_key,
+                tells_capabilities: AtomicBool::new(true),
                 timeout,
                 arena: Arc::clone(arena),
             }),
@@ -140,6 +145,14 @@ impl Upstream for Vault {
 
     async fn list(&self, folder: &str) -> Result<Vec<Listed>, Trouble> {
         list::list(&self.inner, folder).await
+    }
+
+    async fn reach(&self) -> Result<(), Trouble> {
+        self.inner.timed(self.inner.reach()).await
+    }
+
+    async fn readable(&self, names: &[Name]) -> Result<Vec<bool>, Trouble> {
+        self.inner.readable(names).await
     }
 
     async fn standings(&self, names: &[Name]) -> Vec<Result<Standing, Trouble>> {

@@ -101,6 +101,11 @@ impl Session {
         Ok((reply, fresh))
     }
 
+    /// Asks what needs no token; any answer will do.
+    pub async fn ask_anyone(&self, ask: &Ask, deadline: Instant) -> Result<(), Trouble> {
+        self.servers.ask(ask, None, deadline).await.map(drop)
+    }
+
     /// The token that counts now, after a login if there is none.
     pub async fn token(self: &Arc<Self>) -> Result<Arc<Token>, Trouble> {
         match self.current() {
