@@ -27,6 +27,12 @@ path "secret/metadata/*" { capabilities = ["read", "list"] }
 """
 
 
+def but_not(policy, path):
+    """The same policy, which forbids one secret."""
+    deny = [f'path "secret/{part}/{path}" {{ capabilities = ["deny"] }}' for part in ["data", "metadata"]]
+    return "\n".join([policy, *deny])
+
+
 def toml(value):
     """A value as TOML writes it, tables inline."""
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bots import bind_over
-from fetching import KV2, becomes, fetcher, field, is_stale, leaks, snapshot_key, told, trouble, value, vault, write_secret
+from fetching import KV2, becomes, but_not, fetcher, field, is_stale, leaks, snapshot_key, told, trouble, value, vault, write_secret
 from harness import eventually
 
 CANARY = "CANARY-snapshot-e41b5d90"
@@ -89,7 +89,7 @@ def test_a_kill_right_after_a_change_leaves_a_snapshot_that_opens(bao, tmp_path)
 
 def test_403_after_a_fresh_login_is_a_definite_no_that_the_snapshot_does_not_cover(bao, tmp_path):
     with host(bao, tmp_path) as agent:
-        bao.policy("agent", KV2 + '\npath "secret/+/app/key" { capabilities = ["deny"] }')
+        bao.policy("agent", but_not(KV2, "app/key"))
         eventually(lambda: value(agent, "bao/app/key") == "not_found")
         agent.stop()
         bao.kill()
@@ -149,10 +149,10 @@ def test_without_snapshot_nothing_is_kept_and_nothing_is_served(bao, tmp_path):
 
 def test_a_leased_value_is_not_served_past_its_lease_from_a_snapshot_either(bao, postgres, tmp_path):
     bao.database(postgres, "3s", "3s")
-    bao.policy("agent", KV2 + 'path "database/creds/ro" { capabilities = ["read"] }')
     lease = [{"name": "db/ro", "path": "database/creds/ro"}]
     with host(bao, tmp_path, lease=lease) as agent:
-        eventually(lambda: agent.read("bao/db/ro").status == 200)
+        bao.policy("agent", KV2 + 'path "database/creds/ro" { capabilities = ["read"] }')
+        eventually(lambda: agent.read("bao/db/ro").status == 200, seconds=20)
         agent.stop()
         bao.kill()
         time.sleep(3)

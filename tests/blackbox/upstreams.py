@@ -20,6 +20,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 import boto3
@@ -229,7 +230,7 @@ cluster_addr = "https://127.0.0.1:{self.cluster_port}"
             lines = [json.loads(line) for line in log.read().splitlines()]
         return [
             f"{line['request']['operation']} {line['request']['path']}" for line in lines
-            if line["type"] == "response" and (line.get("auth") or {}).get("display_name") != "root"
+            if line["type"] == "response" and "root" not in (line.get("auth") or {}).get("policies", [])
             and part in line["request"]["path"] and (not refused or "permission denied" in line.get("error", ""))
         ]
 
@@ -243,7 +244,7 @@ cluster_addr = "https://127.0.0.1:{self.cluster_port}"
     def put(self, path, data, mount="secret", **headers):
         """Sets a secret of KV v2; `data` is an object, or a text as its field `value`."""
         data = {"value": data} if isinstance(data, str) else data
-        self.done("POST", f"{mount}/data/{path}", {"data": data}, **headers)
+        self.done("POST", f"{mount}/data/{urllib.parse.quote(path)}", {"data": data}, **headers)
 
     def put1(self, path, data, mount):
         """The same for KV v1."""

@@ -24,10 +24,10 @@ pub(super) fn check_store(
     let store = folder.join(STORE_FILE);
     let found = files::open(&store, Holds::Secrets, trust).map(drop);
     tell("the store", &store, MAKE, found, folder_place, report);
-    check_key("the key", key, key_place, depth, report);
+    check_secret("the key", key, MAKE, key_place, depth, report);
 }
 
-/// A file with a key or another secret.
+/// A file with a key or another secret that is made elsewhere.
 pub(super) fn check_key(
     what: &str,
     key: &KeySource,
@@ -35,8 +35,19 @@ pub(super) fn check_key(
     depth: Depth,
     report: &mut Report,
 ) {
+    check_secret(what, key, "put it there", place, depth, report);
+}
+
+fn check_secret(
+    what: &str,
+    key: &KeySource,
+    absent: &str,
+    place: &Place,
+    depth: Depth,
+    report: &mut Report,
+) {
     if let Some(path) = key_file(key) {
-        check_file(what, &path, Holds::Secrets, MAKE, place, depth, report);
+        check_file(what, &path, Holds::Secrets, absent, place, depth, report);
     }
 }
 

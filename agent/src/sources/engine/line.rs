@@ -158,12 +158,13 @@ impl<U: Upstream> Loop<U> {
         if self.sweeping.is_none() && self.pace.next() <= now {
             self.begin_sweep(now);
         }
+        // It may queue fetches, for which nothing else wakes.
+        self.tend_leases(now);
         while self.fetching < WIDTH
             && let Some(wish) = self.queue.pop_front()
         {
             self.begin_fetch(wish, now);
         }
-        self.tend_leases(now);
         self.look_at_age(now);
         if self.serving.save_due().is_some_and(|due| due <= now) {
             self.serving.save();
