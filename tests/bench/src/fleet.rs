@@ -89,13 +89,16 @@ struct Agent {
 }
 
 impl Agent {
-    /// A login and the kind of the mount at first, then a list with versions; then the values of what is new.
+    /// A login and the kind of the mount at first, then a list with versions; then what may still be read, or the
+    /// values of what is new.
     fn begin(&mut self, fleet: &Fleet) {
         if !self.confirmed {
             self.left.extend([1, 1]);
         }
         self.left.push_back(1);
-        if !self.confirmed && !fleet.snapshot {
+        if self.confirmed || fleet.snapshot {
+            self.left.push_back(1);
+        } else {
             let (full, rest) = (fleet.secrets / WIDTH, fleet.secrets % WIDTH);
             self.left.extend((0..full).map(|_| WIDTH));
             self.left.extend((rest > 0).then_some(rest));
