@@ -227,7 +227,9 @@ def rendered(answer, request):
 def value_answer(answer, request):
     value = bytes_of(answer["value"])
     if b"octet-stream" in request:
-        return reply(value, 200, 'ETag: "1-a"\r\nKeyhatch-Version: 1-a\r\nContent-Type: application/octet-stream\r\n')
+        stale = "Keyhatch-Stale: true\r\n" if answer.get("stale") else ""
+        kind = "Content-Type: application/octet-stream\r\n"
+        return reply(value, 200, f'ETag: "1-a"\r\nKeyhatch-Version: 1-a\r\n{stale}{kind}')
     document = {"name": "app/key", "version": "1-a", "value": value.decode(), "updated_at": "2026-01-01T00:00:00Z",
                 "source": "local", "stale": answer.get("stale", False)}
     return reply(json.dumps(document).encode(), 200, 'ETag: "1-a"\r\nContent-Type: application/json\r\n')

@@ -173,6 +173,17 @@ class Play:
         else:
             assert self.match.known.setdefault(step["as"], count) == count > 0
 
+    def do_cached(self, step):
+        """Until a read from the cache no longer reaches the agent: the watch that keeps it current has begun."""
+        count = lambda: len(self.server.records(event="secret.read", secret=step["name"]))
+
+        def from_memory():
+            before = count()
+            assert self.driver.ask({"op": "get", "name": step["name"], "cache": True})["ok"]
+            return count() == before
+
+        eventually(from_memory, 30)
+
     def do_watched(self, step):
         eventually(lambda: len(self.server.records(event="secret.watch", secret=step["name"])) >= step["again"], 30)
 

@@ -168,12 +168,6 @@ fn import(body: &[u8]) -> Result<What, String> {
     }))
 }
 
-/// A secret that would not be served is not put.
-fn served(source: &FileSource, name: &Name) -> Result<(), KeeperError> {
-    let served = source.names.served(name.as_str());
-    served.map(drop).map_err(KeeperError::Asked)
-}
-
 fn rekey(others: Vec<Key>) -> What {
     edit(move |edit, source| {
         let own = source
