@@ -114,6 +114,15 @@ fn edit(
     What::Edit(Box::new(act))
 }
 
+/// What would never be served is not written: whoever put it would wait for it in vain.
+fn served(source: &FileSource, name: &Name) -> Result<(), KeeperError> {
+    source
+        .names
+        .served(name.as_str())
+        .map(drop)
+        .map_err(KeeperError::Asked)
+}
+
 fn put(name: Name, body: &[u8], revoke: bool) -> Result<What, String> {
     let value = Value::new(body.to_vec()).map_err(|why| why.to_string())?;
     let previous = if revoke {
