@@ -316,7 +316,9 @@ class BaoCluster:
                 self.nodes.append(Bao(self.authority, seal, join=self.nodes[:1]))
             first, *others = self.nodes
             first.start()
-            first.done("POST", "sys/storage/raft/autopilot/configuration", {"server_stabilization_time": "1s"})
+            # It may answer a moment before it leads.
+            stable = {"server_stabilization_time": "1s"}
+            eventually(lambda: first.ask("POST", "sys/storage/raft/autopilot/configuration", stable)[0] < 300, seconds=30)
             for node in others:
                 node.token = first.token
                 node.launch()
