@@ -128,6 +128,8 @@ impl Settings {
 #[derive(Default)]
 pub(super) struct Crowd {
     bytes: AtomicU64,
+    /// What the segment that is being compressed may still take.
+    packing: AtomicU64,
     lock: Mutex<()>,
     changed: Condvar,
 }
@@ -138,16 +140,27 @@ impl Crowd {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes that are only wanted, where they leave the writer its room.
-    fn try_add(&self, bytes: u64, settings: &Settings) -> bool {
+    /// Counts what compressing a segment may take, where that leaves the writer its room.
+    fn try_pack(&self, bytes: u64, settings: &Settings) -> bool {
         let sum = |now: u64| Some(now + bytes).filter(|sum| *sum <= settings.room());
-        self.bytes
+        let fits = self
+            .bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
-            .is_ok()
+            .is_ok();
+        if fits {
+            self.packing.store(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// No segment is being compressed any more.
+    fn packed(&self) {
+        self.packing.store(0, Ordering::Relaxed);
     }
 
     fn set(&self, bytes: u64) {
         let _lock = held(&self.lock);
+        let bytes = bytes + self.packing.load(Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
         self.changed.notify_all();
     }
@@ -212,10 +225,10 @@ impl Inner {
         match plain.find(|file| file.first >= left) {
             Some(file) if !packer.busy => {
                 // Until the plain file is gone, both count; where that is too much, look again.
-                if !self.crowd.try_add(file.size(), &self.settings) {
+                if !self.crowd.try_pack(file.size(), &self.settings) {
                     return Ok(Duration::ZERO);
                 }
-                let order = self.order(file)?;
+                let order = self.order(file).inspect_err(|_| self.crowd.packed())?;
                 packer.busy = packer.orders.send(order).is_ok();
                 Ok(EVERY)
             }
@@ -253,6 +266,7 @@ impl Inner {
         if done.is_err() {
             let _ = fs::remove_file(&order.temporary);
         }
+        self.crowd.packed();
         self.take_stock()?;
         done
     }
