@@ -102,7 +102,7 @@ def test_it_is_refused_with_file_and_line(host, what):
 
 
 @pytest.mark.parametrize("section", [
-    "[[route]]", "[[rotation]]", "[[honeytoken]]", "[detect]", "[dropin]", '[[source]]\nkind = "vault"',
+    "[[route]]", "[[rotation]]", "[[honeytoken]]", "[detect]", '[[source]]\nkind = "vault"',
     '[[source]]\nkind = "aws"', POLICY + 'deny = [{ routes = ["x"] }]', POLICY.replace("roles", "credentials = {}\nroles"),
 ])
 def test_what_comes_with_a_later_version_is_refused_and_not_ignored(host, section):

@@ -20,7 +20,8 @@ const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json"
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const VERSION: HeaderName = HeaderName::from_static(VERSION_HEADER);
 
-fn answer(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
+/// An answer of any kind. It is never stored.
+pub fn of(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -35,7 +36,7 @@ pub fn value(version: &Version, form: Form, body: Body) -> Answer {
         Form::Json => JSON,
         Form::Raw => OCTETS,
     };
-    let mut response = answer(StatusCode::OK, kind, body);
+    let mut response = of(StatusCode::OK, kind, body);
     let headers = response.headers_mut();
     headers.insert(ETAG, version.etag().clone());
     if form == Form::Raw {
@@ -55,17 +56,17 @@ pub fn not_modified(version: &Version) -> Answer {
 
 /// A JSON document without secrets.
 pub fn document(status: StatusCode, document: &impl Serialize) -> Answer {
-    answer(status, JSON, Body::one(to_json(document)))
+    of(status, JSON, Body::one(to_json(document)))
 }
 
 /// JSON pieces, of which some may be leases.
 pub fn pieces(pieces: std::collections::VecDeque<Bytes>) -> Answer {
-    answer(StatusCode::OK, JSON, Body::Pieces(pieces))
+    of(StatusCode::OK, JSON, Body::Pieces(pieces))
 }
 
 /// Text of another kind, such as metrics.
 pub fn text(kind: &'static str, text: String) -> Answer {
-    answer(
+    of(
         StatusCode::OK,
         HeaderValue::from_static(kind),
         Body::one(text),
@@ -74,14 +75,14 @@ pub fn text(kind: &'static str, text: String) -> Answer {
 
 /// A stream of events.
 pub fn events(watch: super::watch::Watch) -> Answer {
-    answer(StatusCode::OK, EVENTS, Body::Watch(Box::new(watch)))
+    of(StatusCode::OK, EVENTS, Body::Watch(Box::new(watch)))
 }
 
 /// A problem document (RFC 9457).
 pub fn problem(code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
     let document = Problem::new(code, detail.map(str::to_owned), id.as_str().to_owned());
     let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = answer(status, PROBLEM, Body::one(to_json(&document)));
+    let mut response = of(status, PROBLEM, Body::one(to_json(&document)));
     if code == Code::RateLimited {
         response
             .headers_mut()

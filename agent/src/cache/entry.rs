@@ -79,7 +79,33 @@ pub struct Version {
     header: HeaderValue,
     updated_at: Box<str>,
     json: Arc<Block>,
+    /// The JSON string of the value inside the reply.
+    string: Range<usize>,
+    kind: Kind,
     raw: Raw,
+}
+
+/// What a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A JSON object: it has fields.
+    Object,
+    /// Any other text.
+    Text,
+    /// Bytes that are not UTF-8.
+    Binary,
+}
+
+impl Kind {
+    fn of(value: &[u8], is_text: bool) -> Self {
+        if !is_text {
+            Self::Binary
+        } else if field::is_object(value) {
+            Self::Object
+        } else {
+            Self::Text
+        }
+    }
 }
 
 /// Where the exact bytes of the value are.
@@ -103,6 +129,7 @@ impl Version {
     /// Renders a value that stands in secret memory.
     pub fn load(arena: &Arc<Arena>, about: &About<'_>, value: Block) -> Result<Self, LoadError> {
         let rendered = render::reply(arena, about, &value)?;
+        let kind = Kind::of(&value, rendered.is_text);
         let raw = match rendered.raw {
             Some(range) => Raw::Inside(range),
             None => Raw::Own(Arc::new(value)),
@@ -116,6 +143,8 @@ impl Version {
             header: header(about.version)?,
             updated_at: about.updated_at.into(),
             json: Arc::new(rendered.json),
+            string: rendered.string,
+            kind,
             raw,
         })
     }
@@ -146,6 +175,18 @@ impl Version {
             (Form::Raw, Raw::Own(block)) => Lease::whole(block),
             (Form::Raw, Raw::Inside(range)) => Lease::part(&self.json, range.clone()),
         }
+    }
+
+    /// What the value is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The value as a JSON string, quotes included: its text, or base64 where it is [`Kind::Binary`].
+    #[must_use]
+    pub fn lease_string(&self, _permit: &Permit) -> Lease {
+        Lease::part(&self.json, self.string.clone())
     }
 
     /// The JSON document up to the word that says whether the value is stale.
