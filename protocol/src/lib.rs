@@ -30,6 +30,9 @@ pub const OCTET_STREAM: &str = "application/octet-stream";
 /// The response header that names the version of a raw value.
 pub const VERSION_HEADER: &str = "keyhatch-version";
 
+/// `true` where raw bytes are the last good value of a source in trouble.
+pub const STALE_HEADER: &str = "keyhatch-stale";
+
 /// The socket that bots ask unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/keyhatch/keyhatch.sock";
 

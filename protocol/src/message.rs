@@ -113,6 +113,9 @@ pub struct Health {
     /// How each source is. An older agent does not say.
     #[serde(default)]
     pub sources: Vec<SourceHealth>,
+    /// The agent's own version; empty where it does not say.
+    #[serde(default)]
+    pub version: String,
 }
 
 /// How one source is, in [`Health`]. Why it is so is for operators.

@@ -25,3 +25,50 @@ def agent():
     with Agent() as agent:
         yield agent
 
+
+# Upstreams: each is started once, when a test first asks for it, and is as new for every test.
+
+
+@pytest.fixture(scope="session")
+def one_bao():
+    from upstreams import Bao
+
+    with Bao() as bao:
+        yield bao
+
+
+@pytest.fixture
+def bao(one_bao):
+    one_bao.reset()
+    return one_bao
+
+
+@pytest.fixture(scope="session")
+def one_moto():
+    from upstreams import Moto
+
+    with Moto() as moto:
+        yield moto
+
+
+@pytest.fixture
+def moto(one_moto):
+    one_moto.reset()
+    return one_moto
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    from upstreams import Postgres
+
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def liar(bao):
+    """Stands before the OpenBao and lies where it is told to."""
+    from liar import Liar
+
+    with Liar(bao) as liar:
+        yield liar

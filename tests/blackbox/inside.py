@@ -1,5 +1,6 @@
 """What root finds inside a running process: its memory, its descriptors, its core; and a kernel that lacks a call."""
 
+import base64
 import ctypes
 import errno
 import os
@@ -66,6 +67,17 @@ class Scan:
             assert error.errno in (errno.EIO, errno.EFAULT), error
             return None
         return piece if len(piece) == size else None
+
+
+def disguises(text):
+    """The forms in which a value could lie around: as it is, in Base64 at each of three offsets, in hex."""
+    raw = text.encode()
+    forms = {text: raw, f"{text} hex": raw.hex().encode(), f"{text} HEX": raw.hex().upper().encode()}
+    for offset in range(3):
+        # Only the digits that no neighbour has a part in.
+        digits = base64.b64encode(b"\0" * offset + raw)[4 * (offset > 0) + 1 : -5]
+        forms[f"{text} base64+{offset}"] = digits
+    return forms
 
 
 def secret_descriptors(pid):

@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 
 from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually
-from inside import LIBC, Scan, dumps_allowed, secret_descriptors, without_memfd_secret
+from inside import LIBC, Scan, disguises, dumps_allowed, secret_descriptors, without_memfd_secret
 
 # What is searched for begins each value, so that any piece of one counts.
 OLD, NEW = "CANARY-old-5b8e21f7", "CANARY-new-c04d93aa"
@@ -41,17 +41,6 @@ roles = ["reader"]
 grants = [{{ secrets = ["app/**"] }}]
 """
 LARGE = 65_536
-
-
-def disguises(text):
-    """The forms in which a value could lie around: as it is, in Base64 at each of three offsets, in hex."""
-    raw = text.encode()
-    forms = {text: raw, f"{text} hex": raw.hex().encode(), f"{text} HEX": raw.hex().upper().encode()}
-    for offset in range(3):
-        # Only the digits that no neighbour has a part in.
-        digits = base64.b64encode(b"\0" * offset + raw)[4 * (offset > 0) + 1 : -5]
-        forms[f"{text} base64+{offset}"] = digits
-    return forms
 
 
 def needles(agent, *texts):

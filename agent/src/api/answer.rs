@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use keyhatch_protocol::{Code, OCTET_STREAM, Problem, VERSION_HEADER};
+use keyhatch_protocol::{Code, OCTET_STREAM, Problem, STALE_HEADER, VERSION_HEADER};
 use serde::Serialize;
 
 use super::body::Body;
@@ -19,6 +19,7 @@ const OCTETS: HeaderValue = HeaderValue::from_static(OCTET_STREAM);
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const VERSION: HeaderName = HeaderName::from_static(VERSION_HEADER);
+const STALE: HeaderName = HeaderName::from_static(STALE_HEADER);
 
 /// An answer of any kind. It is never stored.
 pub fn of(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
@@ -31,7 +32,7 @@ pub fn of(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
 }
 
 /// 200 with a value.
-pub fn value(version: &Version, form: Form, body: Body) -> Answer {
+pub fn value(version: &Version, form: Form, stale: bool, body: Body) -> Answer {
     let kind = match form {
         Form::Json => JSON,
         Form::Raw => OCTETS,
@@ -41,6 +42,9 @@ pub fn value(version: &Version, form: Form, body: Body) -> Answer {
     headers.insert(ETAG, version.etag().clone());
     if form == Form::Raw {
         headers.insert(VERSION, version.header().clone());
+        if stale {
+            headers.insert(STALE, HeaderValue::from_static("true"));
+        }
     }
     response
 }

@@ -214,7 +214,8 @@ fn read(
         None => whole(&granted, form),
         Some(field) => field_of(connection, &granted, field, form)?,
     };
-    Ok(Outcome::Answer(answer::value(version, form, body)))
+    let stale = entry.freshness() == Freshness::Stale;
+    Ok(Outcome::Answer(answer::value(version, form, stale, body)))
 }
 
 fn whole(granted: &Granted, form: Form) -> Body {
@@ -467,6 +468,7 @@ fn health(connection: &Connection) -> Answer {
                     next_try: state.upstream.and_then(|upstream| upstream.next_try()),
                 })
                 .collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
         },
     )
 }

@@ -1,11 +1,10 @@
 //! Closed segments: cut, synced, compressed, and deleted when their time or the space is over.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -17,9 +16,9 @@ use super::chain::Link;
 use super::entry::Entry;
 use super::event::Event;
 use super::files::{Kind, Lines, SegmentFile, Tail, open_read, packed_path, segments};
+use super::pack::Order;
 use super::record::time_of;
 use super::render::extra;
-use super::segment::readable_by_adm;
 use super::writer::{Inner, held};
 
 /// How often expiry is looked at when no segment is closed.
@@ -28,21 +27,27 @@ const EVERY: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a request waits for segments to be deleted, where `keep` leaves no room for the next.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The quickest level: on records it is also the smallest (a tenth; level 3 takes twice as long for a seventh more).
-const LEVEL: i32 = 1;
 
 /// What the archive is told.
 pub(super) enum Job {
     /// A segment was closed at `len` bytes.
     Closed { file: Arc<File>, len: u64 },
+    /// A segment was compressed, or could not be.
+    Packed {
+        order: Order,
+        result: io::Result<()>,
+    },
     /// The log is closed.
     Stop,
 }
 
 /// The archive's thread, until the log is closed.
-pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
-    // Compressing is for when nobody asks.
+pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>, orders: Sender<Order>) {
     crate::sys::map::yield_to_others();
+    let mut packer = Packer {
+        orders,
+        busy: false,
+    };
     let mut pause = Duration::ZERO;
     loop {
         let first = match jobs.recv_timeout(pause) {
@@ -57,20 +62,31 @@ pub(super) fn run(inner: &Arc<Inner>, jobs: &Receiver<Job>) {
             match job {
                 Job::Stop => return,
                 Job::Closed { file, len } => cut(&file, len),
+                Job::Packed { order, result } => {
+                    packer.busy = false;
+                    if let Err(why) = inner.put_packed(&order, result) {
+                        inner.untidy(&why);
+                    }
+                }
             }
             more = at >= known;
         }
-        pause = match closed.and_then(|closed| inner.tidy(closed)) {
+        pause = match closed.and_then(|closed| inner.tidy(closed, &mut packer)) {
             // What was closed since it was looked is not among them.
             Ok(_) if more => Duration::ZERO,
             Ok(pause) => pause,
             Err(why) => {
-                let dir = inner.settings.dir.display();
-                tracing::warn!(%dir, %why, "closed audit segments cannot be tidied up");
+                inner.untidy(&why);
                 AGAIN
             }
         };
     }
+}
+
+/// The way to the thread that compresses: one segment at a time.
+struct Packer {
+    orders: Sender<Order>,
+    busy: bool,
 }
 
 /// Its records are synced by the keeper, or with the compressed file; what is cut off is zeros.
@@ -171,9 +187,18 @@ impl Inner {
         writer.down.is_none() && file.first <= writer.segment.base.head.seq
     }
 
-    /// Deletes what is to go, then compresses one of the segments in `known`; says when to look again. Space
-    /// comes first: what is closed meanwhile is looked at before the next one is compressed.
-    fn tidy(&self, known: Option<(Vec<SegmentFile>, usize)>) -> io::Result<Duration> {
+    fn untidy(&self, why: &io::Error) {
+        let dir = self.settings.dir.display();
+        tracing::warn!(%dir, %why, "closed audit segments cannot be tidied up");
+    }
+
+    /// Deletes what is to go, then has one of the segments in `known` compressed; says when to look again.
+    /// Space comes first: what is closed meanwhile is looked at before the next one is compressed.
+    fn tidy(
+        &self,
+        known: Option<(Vec<SegmentFile>, usize)>,
+        packer: &mut Packer,
+    ) -> io::Result<Duration> {
         let (Some((known, cut)), Some((files, closed))) = (known, self.closed()?) else {
             return Ok(AGAIN);
         };
@@ -185,16 +210,51 @@ impl Inner {
         let left = files.get(gone).map_or(u64::MAX, |file| file.first);
         let mut plain = known[..cut].iter().filter(|file| file.kind == Kind::Plain);
         match plain.find(|file| file.first >= left) {
-            Some(file) if !self.stopping.load(Ordering::SeqCst) => {
+            Some(file) if !packer.busy => {
                 // Until the plain file is gone, both count; where that is too much, look again.
-                if self.crowd.try_add(file.size(), &self.settings) {
-                    self.pack(file)?;
-                    self.take_stock()?;
+                if !self.crowd.try_add(file.size(), &self.settings) {
+                    return Ok(Duration::ZERO);
                 }
-                Ok(Duration::ZERO)
+                let order = self.order(file)?;
+                packer.busy = packer.orders.send(order).is_ok();
+                Ok(EVERY)
             }
             _ => Ok(EVERY),
         }
+    }
+
+    fn order(&self, file: &SegmentFile) -> io::Result<Order> {
+        cut_leftover(file)?;
+        let plain = open_read(&file.path)?;
+        Ok(Order {
+            inode: plain.metadata()?.ino(),
+            plain,
+            file: file.clone(),
+            temporary: packed_path(&self.settings.dir, file.first).with_extension("zst.tmp"),
+        })
+    }
+
+    /// Puts a compressed segment in the place of the plain one.
+    fn put_packed(&self, order: &Order, result: io::Result<()>) -> io::Result<()> {
+        let done = result.and_then(|()| {
+            let _names = held(&self.names);
+            // The name may have gone to another segment meanwhile, or the segment may have expired.
+            let same = fs::metadata(&order.file.path).is_ok_and(|now| now.ino() == order.inode);
+            if !same || !self.is_closed(&order.file) {
+                return fs::remove_file(&order.temporary);
+            }
+            fs::rename(
+                &order.temporary,
+                packed_path(&self.settings.dir, order.file.first),
+            )?;
+            File::open(&self.settings.dir)?.sync_all()?;
+            fs::remove_file(&order.file.path)
+        });
+        if done.is_err() {
+            let _ = fs::remove_file(&order.temporary);
+        }
+        self.take_stock()?;
+        done
     }
 
     /// Counts the closed segments. None is closed meanwhile.
@@ -208,28 +268,6 @@ impl Inner {
         counters.closed_bytes.store(bytes, Ordering::Relaxed);
         self.crowd.set(bytes);
         Ok(())
-    }
-
-    fn pack(&self, file: &SegmentFile) -> io::Result<()> {
-        let target = packed_path(&self.settings.dir, file.first);
-        let temporary = target.with_extension("zst.tmp");
-        cut_leftover(file)?;
-        let plain = open_read(&file.path)?;
-        let inode = plain.metadata()?.ino();
-        let done = compress(plain, &temporary).and_then(|()| {
-            let _names = held(&self.names);
-            // The name may have gone to another segment meanwhile.
-            if fs::metadata(&file.path)?.ino() != inode || !self.is_closed(file) {
-                return Err(io::Error::other("the segment was replaced"));
-            }
-            fs::rename(&temporary, &target)?;
-            File::open(&self.settings.dir)?.sync_all()?;
-            fs::remove_file(&file.path)
-        });
-        if done.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        done
     }
 
     /// Deletes the oldest closed segments while there are too many bytes, or they are too old. Each is
@@ -318,22 +356,4 @@ impl Next {
             age: SystemTime::now().duration_since(at).unwrap_or_default(),
         }))
     }
-}
-
-fn compress(from: File, to: &Path) -> io::Result<()> {
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(to)?;
-    readable_by_adm(&target, 0o640);
-    let mut encoder = zstd::Encoder::new(&target, LEVEL)?;
-    io::copy(
-        &mut BufReader::with_capacity(256 * 1024, from),
-        &mut encoder,
-    )?;
-    encoder.finish()?;
-    target.sync_all()
 }

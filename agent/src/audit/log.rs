@@ -20,6 +20,7 @@ use super::event::{Event, Verdict};
 use super::feed::{self, Bell, Journal};
 use super::flood::Floods;
 use super::keeper;
+use super::pack;
 use super::recover::recover;
 use super::render::{Clock, Phrase};
 use super::segment::readable_by_adm;
@@ -280,11 +281,18 @@ fn start(inner: &Arc<Inner>, closed: Receiver<Job>) -> Result<Vec<JoinHandle<()>
     };
     // The keeper comes first: `close` ends it before the rest.
     let (keeping, archiving, feeding) = (inner.clone(), inner.clone(), inner.clone());
+    let (packing, packed) = (inner.clone(), inner.writer().archive.clone());
+    let (orders, ordered) = channel();
+    // Nobody waits for the packer, not even at the end: it may get no time for long.
+    spawn(
+        "audit-pack",
+        Box::new(move || pack::run(&packing, &ordered, &packed)),
+    )?;
     let mut threads = vec![
         spawn("audit-keeper", Box::new(move || keeper::run(&keeping)))?,
         spawn(
             "audit-archive",
-            Box::new(move || archive::run(&archiving, &closed)),
+            Box::new(move || archive::run(&archiving, &closed, orders)),
         )?,
     ];
     if inner.settings.journald {

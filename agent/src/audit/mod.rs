@@ -23,6 +23,7 @@ mod journald;
 mod keeper;
 mod log;
 mod merge;
+mod pack;
 mod query;
 mod record;
 mod recover;

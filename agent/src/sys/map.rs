@@ -125,6 +125,17 @@ pub fn yield_to_others() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
 
+/// Runs this thread only while no other wants the core (`SCHED_IDLE` of `sched(7)`). It must hold no lock that
+/// others wait for.
+pub fn run_when_idle() {
+    // SAFETY: all zeros is a valid `sched_param` (it has plain numbers), and 0 means the calling thread. Where
+    // it is refused the thread is merely less kind.
+    let _ = unsafe {
+        let param: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param)
+    };
+}
+
 /// `CLOCK_MONOTONIC`: time since some point at boot, never set back.
 #[must_use]
 pub fn monotonic() -> Duration {

@@ -13,11 +13,40 @@ pub enum Failure {
     Client(String, Error),
     /// Standard output, or a file, could not be written.
     Output(io::Error),
+    /// A message of the command's own, with its exit code.
+    Said(u8, String),
+    /// The exit code of a child, or of a finding that has been told.
+    Code(u8),
     /// Nobody reads standard output any more, which is no failure of a list or a stream.
     NobodyReads,
 }
 
 impl Failure {
+    /// The command line asks for something that cannot be.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Said(2, message.into())
+    }
+
+    /// The system refuses.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::Said(1, message.into())
+    }
+
+    /// A file that tells what to do is wrong.
+    pub fn configuration(message: impl Into<String>) -> Self {
+        Self::Said(78, message.into())
+    }
+
+    /// The command to run is not there, or is no program: the codes that shells have for both.
+    pub fn cannot_run(program: &str, cause: &io::Error) -> Self {
+        let code = if cause.kind() == io::ErrorKind::NotFound {
+            127
+        } else {
+            126
+        };
+        Self::Said(code, format!("cannot run {program}: {cause}"))
+    }
+
     /// Tells of the failure on standard error and answers the exit code.
     pub fn report(self) -> ExitCode {
         match self {
@@ -36,6 +65,11 @@ impl Failure {
                 eprintln!("keyhatch: cannot write: {error}");
                 ExitCode::FAILURE
             }
+            Self::Said(code, message) => {
+                eprintln!("keyhatch: {}", visible(&message));
+                code.into()
+            }
+            Self::Code(code) => code.into(),
             Self::NobodyReads => ExitCode::SUCCESS,
         }
     }
@@ -51,7 +85,7 @@ impl From<io::Error> for Failure {
 }
 
 /// The exit code of the contract; the numbers are those of `sysexits.h`.
-fn code(error: &Error) -> u8 {
+pub fn code(error: &Error) -> u8 {
     match error {
         Error::BadRequest(_) | Error::Name { .. } | Error::Input(_) => 2,
         Error::NotFound(_) => 66,
@@ -63,7 +97,7 @@ fn code(error: &Error) -> u8 {
 }
 
 /// What to do next, where that is not in the message.
-fn hint(error: &Error) -> Option<String> {
+pub fn hint(error: &Error) -> Option<String> {
     Some(match error {
         Error::Denied(_) => match error.request_id() {
             Some(id) => format!(

@@ -1,9 +1,13 @@
 //! The command line: what `--help`, the completions and the man pages say.
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use nix::sys::signal::Signal;
 
 /// Ask the Keyhatch agent for secrets.
 ///
@@ -25,7 +29,8 @@ const SOCKET: &str =
 
 const EXITS: &str = "\
 Exit codes:
-  0 done, 1 failed, 2 usage, 66 no such secret, 69 agent not reachable, 75 try again, 77 denied
+  0 done, 1 failed, 2 usage, 66 no such secret, 69 agent not reachable, 75 try again, 77 denied,
+  78 bad configuration; run and bridge pass their command's on
 
 Example:
   keyhatch get openai/api-key";
@@ -36,6 +41,9 @@ pub enum Verb {
     List(List),
     Whoami(Whoami),
     Watch(Watch),
+    Run(Run),
+    Doctor(Doctor),
+    Bridge(Bridge),
     /// Print a completion script for a shell
     #[command(
         hide = true,
@@ -113,4 +121,109 @@ pub struct Watch {
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// Run a command with secrets in its environment
+///
+/// The variables are set for the command only. It gets the signals that this command gets, and its exit code is
+/// passed on: 128 and the signal's number where a signal ended it, 127 where it is not found, 126 where it cannot be
+/// run. Nothing is started where a secret cannot be had: see the exit codes of keyhatch.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  keyhatch run --env OPENAI_API_KEY=openai/api-key -- bot\n  \
+    keyhatch run --env-all app/ --file TLS_KEY_FILE=tls/bot --on-rotate signal:HUP -- bot --serve"
+)]
+pub struct Run {
+    /// Set a variable to a secret's value: VAR=NAME, or VAR=NAME#FIELD
+    #[arg(long, value_name = "VAR=NAME")]
+    pub env: Vec<String>,
+    /// Set a variable for each readable secret whose name begins so: the rest of the name in upper case, with _ for
+    /// all but letters and digits
+    #[arg(long, value_name = "PREFIX")]
+    pub env_all: Vec<String>,
+    /// Set the variables of a file with one VAR=NAME a line; # begins a comment
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
+    /// Put the value in a sealed file in memory, and its path in the variable
+    #[arg(long, value_name = "VAR=NAME")]
+    pub file: Vec<String>,
+    /// When one of the secrets is rotated: restart (SIGTERM, SIGKILL after 10 seconds), signal:NAME, or none, which
+    /// lets the command take the place of this process
+    #[arg(long, value_name = "WHAT", default_value = "restart")]
+    pub on_rotate: OnRotate,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// What happens to a command when one of its secrets is rotated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum OnRotate {
+    Restart,
+    Signal(Signal),
+    None,
+}
+
+impl FromStr for OnRotate {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "restart" => Ok(Self::Restart),
+            "none" => Ok(Self::None),
+            _ => {
+                let name = text
+                    .strip_prefix("signal:")
+                    .ok_or("it is restart, signal:NAME or none")?;
+                let long = if name.starts_with("SIG") {
+                    name.into()
+                } else {
+                    format!("SIG{name}")
+                };
+                let signal = long.parse().map_err(|_| "there is no such signal")?;
+                Ok(Self::Signal(signal))
+            }
+        }
+    }
+}
+
+/// Say why a read would fail, and what to do
+///
+/// Looks at the socket, the agent, who the agent thinks you are, the bot that this makes you and your grants. No
+/// secret is read. The exit code is 0 where a read would work, else the one that the read would have.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  keyhatch doctor\n  keyhatch doctor openai/api-key --json")]
+pub struct Doctor {
+    /// The secret that is to be read
+    pub name: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+// What --help says is plain text.
+#[allow(clippy::doc_markdown)]
+/// Give programs that only know URLs a loopback address for the agent
+///
+/// The first line printed is the base URL. Who has it asks the agent as this process, so it is given to one bot
+/// alone: another user's connections are closed, and without the URL's token every answer is 403. With a command, the
+/// URL is in the command's environment and nowhere else: KEYHATCH_BRIDGE_URL, VAULT_ADDR and
+/// AWS_ENDPOINT_URL_SECRETS_MANAGER, and the bridge ends with the command.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  keyhatch bridge -- python bot.py\n  \
+    keyhatch bridge --url-file /run/user/1000/keyhatch-url\n  keyhatch bridge --aws-agent")]
+pub struct Bridge {
+    /// The loopback address to listen at [default: 127.0.0.1:0, a free port; with --aws-agent 127.0.0.1:2773]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Write the base URL to this file, which only you may read
+    #[arg(long, value_name = "FILE")]
+    pub url_file: Option<PathBuf>,
+    /// Stand in for AWS's Secrets Manager Agent: its port, its /v1/ID paths, and the token of $AWS_TOKEN (or the file
+    /// that it names as file://PATH), else of /var/run/awssmatoken
+    #[arg(long)]
+    pub aws_agent: bool,
+    /// A command to run with the URL in its environment
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
 }

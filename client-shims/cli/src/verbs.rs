@@ -1,6 +1,7 @@
 //! What each verb does.
 
 use std::io::Write;
+use std::time::Duration;
 
 use keyhatch::blocking::Client;
 use keyhatch::{Change, Error, Wanted};
@@ -8,9 +9,9 @@ use keyhatch_protocol::ListReply;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::generate;
 use crate::options::{Get, List, Options, Verb, Watch, Whoami};
 use crate::output::{line, unbuffered, visible};
+use crate::{bridge, doctor, generate, run};
 
 /// Does what was asked on the command line.
 pub fn run(options: Options) -> Result<(), Failure> {
@@ -20,8 +21,22 @@ pub fn run(options: Options) -> Result<(), Failure> {
         Verb::List(list) => names(&client(), &list),
         Verb::Whoami(whoami) => myself(&client(), &whoami),
         Verb::Watch(watch) => changes(&client(), &watch),
+        Verb::Run(args) => run::run(&client(), &args).and_then(passed_on),
+        // It says how things are now.
+        Verb::Doctor(args) => {
+            doctor::doctor(&client().patience(Duration::ZERO), &args).and_then(passed_on)
+        }
+        Verb::Bridge(args) => bridge::bridge(&client(), &args).and_then(passed_on),
         Verb::Completions { shell } => generate::completions(shell),
         Verb::Man { dir } => generate::man(dir.as_deref()),
+    }
+}
+
+/// The exit code of a command that was run, or of what was found.
+fn passed_on(code: u8) -> Result<(), Failure> {
+    match code {
+        0 => Ok(()),
+        code => Err(Failure::Code(code)),
     }
 }
 

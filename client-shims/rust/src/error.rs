@@ -163,6 +163,21 @@ impl Error {
         self.reason()?.request_id.as_deref()
     }
 
+    /// Whether this is how an agent looks that is being restarted: gone for a moment, or gone in mid-answer.
+    pub(crate) fn is_restart(&self) -> bool {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof,
+        };
+        let gone = [
+            NotFound,
+            ConnectionRefused,
+            ConnectionReset,
+            BrokenPipe,
+            UnexpectedEof,
+        ];
+        matches!(self, Self::Unreachable { cause, .. } if gone.contains(&cause.kind()))
+    }
+
     /// Whether the same request may well succeed a little later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {

@@ -1,13 +1,13 @@
 //! One request and its answer, apart from how bytes are moved: what both clients share.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::events::Events;
 use crate::request::Request;
 use crate::socket::Address;
-use crate::wire::{Broken, Reading, Reply, Step};
+use crate::wire::{Reading, Reply, Step};
 
 /// What a request is answered with.
 pub(crate) enum Answer {
@@ -36,57 +36,66 @@ impl Answer {
     }
 }
 
-/// Why an exchange failed, and whether the request may be sent again on a new connection.
-pub(crate) struct Failure {
-    pub error: Error,
-    pub stale: bool,
+/// How long a call may take, all its tries together.
+#[derive(Clone, Copy)]
+pub(crate) struct Limit {
+    total: Duration,
+    deadline: Instant,
+}
+
+impl Limit {
+    pub(crate) fn total(&self) -> Duration {
+        self.total
+    }
+
+    pub(crate) fn of(total: Duration) -> Self {
+        Self {
+            total,
+            deadline: Instant::now() + total,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The time left; an error once there is none.
+    pub(crate) fn left(&self) -> io::Result<Duration> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(left),
+        }
+    }
 }
 
 /// An answer on its way.
 pub(crate) struct Exchange<'a> {
     address: &'a Address,
-    timeout: Duration,
-    /// The connection has been used before: the agent may have closed it since.
-    kept: bool,
+    limit: Limit,
     pub reading: Reading,
 }
 
 impl<'a> Exchange<'a> {
-    pub(crate) fn new(
-        address: &'a Address,
-        request: &Request,
-        timeout: Duration,
-        kept: bool,
-    ) -> Self {
+    pub(crate) fn new(address: &'a Address, request: &Request, limit: Limit) -> Self {
         Self {
             address,
-            timeout,
-            kept,
+            limit,
             reading: Reading::new(request.limit),
         }
     }
 
     /// The bytes that were read, or why none could be; the answer once it is complete.
-    pub(crate) fn advance(&mut self, read: io::Result<usize>) -> Result<Option<Answer>, Failure> {
-        let untouched = self.reading.is_untouched();
+    pub(crate) fn advance(&mut self, read: io::Result<usize>) -> Result<Option<Answer>, Error> {
         let count = read.map_err(|cause| self.failed(cause))?;
         match self.reading.advance(count) {
             Ok(Step::More) => Ok(None),
             Ok(Step::Whole(reply)) => Ok(Some(Answer::Whole(reply))),
             Ok(Step::Stream(events)) => Ok(Some(Answer::Stream(events))),
-            Err(broken) => Err(Failure {
-                stale: self.kept && untouched && broken == Broken::Closed,
-                error: self.address.broken(broken),
-            }),
+            Err(broken) => Err(self.address.broken(broken)),
         }
     }
 
-    pub(crate) fn failed(&self, cause: io::Error) -> Failure {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset};
-        let closed = matches!(cause.kind(), BrokenPipe | ConnectionReset);
-        Failure {
-            stale: self.kept && self.reading.is_untouched() && closed,
-            error: self.address.failed(cause, self.timeout),
-        }
+    pub(crate) fn failed(&self, cause: io::Error) -> Error {
+        self.address.failed(cause, self.limit)
     }
 }

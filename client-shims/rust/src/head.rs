@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keyhatch_protocol::VERSION_HEADER;
+use keyhatch_protocol::{STALE_HEADER, VERSION_HEADER};
 
 use crate::wire::Broken;
 
@@ -15,6 +15,8 @@ pub(crate) struct Head {
     pub status: u16,
     /// Of a raw value.
     pub version: Option<String>,
+    /// The same: it is the last good one of a source in trouble.
+    pub stale: bool,
     pub retry_after: Option<Duration>,
     /// The server will close the connection.
     pub close: bool,
@@ -46,6 +48,7 @@ pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Broken> 
     let mut head = Head {
         status,
         version: None,
+        stale: false,
         retry_after: None,
         close: false,
         events: false,
@@ -92,6 +95,8 @@ impl Head {
         let Some(text) = text else { return Ok(None) };
         if is(VERSION_HEADER) {
             self.version = Some(text.into());
+        } else if is(STALE_HEADER) {
+            self.stale = text.eq_ignore_ascii_case("true");
         } else if is("retry-after") {
             self.retry_after = text.parse().ok().map(Duration::from_secs);
         } else if is("connection") {

@@ -13,9 +13,13 @@
 //! itself and is wiped when dropped. Before anything is sent, the client checks that what listens at the socket is
 //! root, this user, or the owner of the socket's folder.
 //!
+//! A read during a restart of the agent waits up to five seconds for it. A process that was forked from one which
+//! has a client may use that client: it connects anew.
+//!
 //! HTTP and server-sent events are read by parsers without I/O (`wire`, `chunks`, `events`), the API is spelt in
 //! `request` and `reply`; the two clients only move bytes.
 
+mod cached;
 mod chunks;
 mod error;
 mod events;
@@ -25,6 +29,7 @@ mod json;
 mod progress;
 mod reply;
 mod request;
+mod restart;
 mod secret;
 mod socket;
 mod wire;
@@ -36,7 +41,7 @@ mod client;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "tokio")]
-pub use client::{Client, Followed, Watch};
+pub use client::{Client, Followed, OnRotate, Watch};
 pub use error::{Error, Reason};
 pub use keyhatch_protocol::{BatchError, ChangeKind, Health, Listed, Name, Whoami};
 pub use progress::Change;

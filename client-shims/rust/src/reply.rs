@@ -36,7 +36,8 @@ pub(crate) fn value(name: &Name, reply: Reply) -> Result<Secret, Error> {
     let Some(version) = reply.head.version else {
         return Err(Error::Protocol("a value came without its version"));
     };
-    Ok(Secret::new(name.clone(), version, reply.body))
+    let stale = reply.head.stale;
+    Ok(Secret::new(name.clone(), version, reply.body).stale(stale))
 }
 
 /// The answer to a long poll: `None` where nothing has changed.
@@ -52,10 +53,11 @@ pub(crate) fn document(name: &Name, reply: Reply) -> Result<Secret, Error> {
     #[derive(Deserialize)]
     struct Version {
         version: String,
+        stale: bool,
     }
     let reply = good(reply)?;
-    let Version { version } = serde_json::from_slice(&reply.body).map_err(|_| BAD_JSON)?;
-    Ok(Secret::new(name.clone(), version, reply.body))
+    let Version { version, stale } = serde_json::from_slice(&reply.body).map_err(|_| BAD_JSON)?;
+    Ok(Secret::new(name.clone(), version, reply.body).stale(stale))
 }
 
 pub(crate) fn page(reply: Reply) -> Result<ListReply, Error> {
@@ -95,6 +97,8 @@ struct BatchReply<'a> {
 struct Item<'a> {
     name: Name,
     version: String,
+    #[serde(default)]
+    stale: bool,
     #[serde(borrow)]
     value: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -109,7 +113,7 @@ pub(crate) fn batch(batch: &mut Batch, reply: Reply) -> Result<(), Error> {
         let value = decode(&item).ok_or(BAD_JSON)?;
         batch
             .secrets
-            .push(Secret::new(item.name, item.version, value));
+            .push(Secret::new(item.name, item.version, value).stale(item.stale));
     }
     batch.errors.extend(answer.errors);
     Ok(())

@@ -17,11 +17,11 @@ const MAX_BATCH_BODY: usize = keyhatch_protocol::MAX_BATCH * MAX_JSON_VALUE;
 const JSON: &str = "application/json";
 
 /// Which value of which secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Wanted {
     name: Name,
     field: Option<String>,
-    previous: bool,
+    version: Option<String>,
 }
 
 impl Wanted {
@@ -31,7 +31,7 @@ impl Wanted {
         Ok(Self {
             name: parse_name(name)?,
             field: field.map(Into::into),
-            previous: false,
+            version: None,
         })
     }
 
@@ -47,8 +47,14 @@ impl Wanted {
     /// The value before the current one, which is kept for the grace time of a rotation.
     #[must_use]
     pub fn previous(self) -> Self {
+        self.version("previous")
+    }
+
+    /// The value with this version id, as far as it is still kept.
+    #[must_use]
+    pub fn version(self, version: impl Into<String>) -> Self {
         Self {
-            previous: true,
+            version: Some(version.into()),
             ..self
         }
     }
@@ -61,13 +67,23 @@ impl Wanted {
 
     fn target(&self) -> String {
         let mut target = Target::new(format!("/v1/secrets/{}", self.name));
-        if self.previous {
-            target.add("version", "previous");
+        if let Some(version) = &self.version {
+            target.add("version", version);
         }
         if let Some(field) = &self.field {
             target.add("field", field);
         }
         target.text
+    }
+}
+
+impl From<Name> for Wanted {
+    fn from(name: Name) -> Self {
+        Self {
+            name,
+            field: None,
+            version: None,
+        }
     }
 }
 
@@ -85,6 +101,8 @@ pub(crate) struct Request {
     pub limit: usize,
     /// How much longer than usual the answer may take.
     pub wait: Duration,
+    /// A 503 is what was asked for, not a reason to ask again.
+    pub takes_503: bool,
 }
 
 impl Request {
@@ -136,6 +154,7 @@ impl Request {
             bytes,
             limit: MAX_BATCH_BODY,
             wait: Duration::ZERO,
+            takes_503: false,
         })
     }
 
@@ -154,7 +173,10 @@ impl Request {
     }
 
     pub(crate) fn health() -> Self {
-        Self::get("/v1/health", JSON, "", MAX_SMALL)
+        Self {
+            takes_503: true,
+            ..Self::get("/v1/health", JSON, "", MAX_SMALL)
+        }
     }
 
     fn get(target: &str, accept: &str, headers: &str, limit: usize) -> Self {
@@ -164,6 +186,7 @@ impl Request {
             bytes: bytes.into_bytes(),
             limit,
             wait: Duration::ZERO,
+            takes_503: false,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{Error, json};
 pub struct Secret {
     name: Name,
     version: String,
+    stale: bool,
     value: Zeroizing<Vec<u8>>,
 }
 
@@ -22,8 +23,13 @@ impl Secret {
         Self {
             name,
             version,
+            stale: false,
             value,
         }
+    }
+
+    pub(crate) fn stale(self, stale: bool) -> Self {
+        Self { stale, ..self }
     }
 
     /// The secret's name.
@@ -36,6 +42,12 @@ impl Secret {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether its source is in trouble, so that this is the last good value and may be old.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.stale
     }
 
     /// The value, exactly.
@@ -55,7 +67,8 @@ impl Secret {
             secret: self.name.to_string(),
             field: field.into(),
         })?;
-        Ok(Self::new(self.name.clone(), self.version.clone(), value))
+        let field = Self::new(self.name.clone(), self.version.clone(), value);
+        Ok(field.stale(self.stale))
     }
 }
 
@@ -64,6 +77,7 @@ impl fmt::Debug for Secret {
         f.debug_struct("Secret")
             .field("name", &self.name)
             .field("version", &self.version)
+            .field("stale", &self.stale)
             .field("value", &format_args!("[hidden]"))
             .finish()
     }

@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::time::TimeVal;
 
 use crate::Error;
+use crate::exchange::Limit;
 use crate::wire::Broken;
 
 /// The uid that stands for every uid without a mapping in this user namespace (`user_namespaces(7)`).
@@ -73,18 +74,30 @@ impl Address {
         &self.path
     }
 
-    /// Connects within `timeout` and checks who listens.
-    pub(crate) fn connect(&self, timeout: Duration) -> Result<UnixStream, Error> {
+    /// Connects and checks who listens.
+    pub(crate) fn connect(&self, limit: Limit) -> Result<UnixStream, Error> {
+        if self.is_host_back() {
+            return Self::at(DEFAULT_SOCKET).connect(limit);
+        }
         let folder = self.folder()?;
-        let stream = self
-            .dial(timeout)
-            .map_err(|cause| self.failed(cause, timeout))?;
+        let stream = limit
+            .left()
+            .and_then(|left| self.dial(left))
+            .map_err(|cause| self.failed(cause, limit))?;
         self.check(folder, &stream)?;
         Ok(stream)
     }
 
+    /// A connection to the agent, once it is known who listens: for a program that speaks HTTP itself.
     #[cfg(feature = "tokio")]
-    pub(crate) async fn connect_async(&self) -> Result<tokio::net::UnixStream, Error> {
+    pub async fn connect_async(&self) -> Result<tokio::net::UnixStream, Error> {
+        let host = Self::at(DEFAULT_SOCKET);
+        let address = if self.is_host_back() { &host } else { self };
+        address.connect_here().await
+    }
+
+    #[cfg(feature = "tokio")]
+    async fn connect_here(&self) -> Result<tokio::net::UnixStream, Error> {
         let folder = self.folder()?;
         let stream = loop {
             match tokio::net::UnixStream::connect(&self.path).await {
@@ -97,6 +110,11 @@ impl Address {
         };
         self.check(folder, &stream)?;
         Ok(stream)
+    }
+
+    /// The host's agent was away when this address was guessed, as it is for a moment of each restart.
+    fn is_host_back(&self) -> bool {
+        self.guessed && Path::new(DEFAULT_SOCKET).exists()
     }
 
     /// The send timeout bounds `connect` as well (`unix(7)`), which waits where the backlog is full.
@@ -138,13 +156,13 @@ impl Address {
         })
     }
 
-    /// The error for a system call that failed within a limit of `timeout`.
-    pub(crate) fn failed(&self, cause: io::Error, timeout: Duration) -> Error {
+    /// The error for a system call that failed.
+    pub(crate) fn failed(&self, cause: io::Error, limit: Limit) -> Error {
         match cause.kind() {
             // A socket's own time limit shows as either (`socket(7)`, SO_RCVTIMEO).
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::TimedOut {
                 socket: self.clone(),
-                after: timeout,
+                after: limit.total(),
             },
             _ => self.unreachable(cause),
         }

@@ -76,11 +76,6 @@ impl Reading {
         }
     }
 
-    /// Nothing of the answer has come yet.
-    pub(crate) fn is_untouched(&self) -> bool {
-        matches!(self.stage, Stage::Head) && self.scratch.filled == 0
-    }
-
     /// Where the next bytes belong; never empty while [`Step::More`] is asked for.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         match &mut self.stage {

@@ -48,22 +48,61 @@ fn a_kept_connection_that_closes_under_the_request_is_replaced_too() {
 }
 
 #[test]
-fn a_new_connection_that_is_closed_unanswered_is_an_error_at_once() {
-    let agent = Fake::start(|_, _, _| Answer::Last(String::new()));
-    let error = Client::at(&agent.path).get("a").unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
-    assert_eq!(agent.seen().len(), 1);
-}
-
-#[test]
-fn an_answer_cut_short_is_not_asked_for_again() {
-    let agent = Fake::start(|_, number, _| match number {
-        0 => Answer::Send(value("1", "CANARY-1")),
-        _ => Answer::Last("HTTP/1.1 200 OK\r\n".into()),
+fn a_read_during_a_restart_is_repeated_until_it_is_answered() {
+    let agent = Fake::start(|connection, number, _| match (connection, number) {
+        (0, 0) | (4.., _) => Answer::Send(value("1", "CANARY-1")),
+        (0, _) => Answer::Last("HTTP/1.1 200 OK\r\n".into()),
+        (1, _) => Answer::Last(String::new()),
+        (2, _) => {
+            Answer::Last("HTTP/1.1 503 x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into())
+        }
+        _ => Answer::Last(value("1", "CANARY-1").replace("CANARY-1", "CAN")),
     });
     let client = Client::at(&agent.path);
     client.get("a").unwrap();
-    assert!(matches!(client.get("a"), Err(Error::Unreachable { .. })));
+    assert_eq!(client.get("a").unwrap().reveal(), b"CANARY-1");
+    assert_eq!(agent.seen().len(), 6);
+}
+
+#[test]
+fn an_agent_that_listens_late_is_waited_for_and_one_that_never_does_is_not_for_ever() {
+    let agent = Fake::start(|_, _, _| Answer::Send(value("1", "CANARY-1")));
+    let away = agent.path.with_extension("away");
+    std::fs::rename(&agent.path, &away).unwrap();
+    let client = Client::at(&agent.path);
+    let reading = thread::spawn(move || client.get("a"));
+    let hurried = Client::at(&agent.path).patience(Duration::from_millis(1));
+    let error = hurried.get("a").unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    std::fs::rename(&away, &agent.path).unwrap();
+    assert_eq!(reading.join().unwrap().unwrap().version(), "1");
+}
+
+#[test]
+fn an_agent_that_only_hangs_up_is_unreachable() {
+    let agent = Fake::start(|_, _, _| Answer::Last(String::new()));
+    let client = Client::at(&agent.path).patience(Duration::from_millis(50));
+    let error = client.get("a").unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(agent.seen().len() > 1);
+}
+
+#[test]
+fn a_refusal_that_keeps_the_connection_is_final_and_health_is_told_as_it_is() {
+    let health = r#"{"status":"unavailable","reasons":["stopping"],"missing":[]}"#;
+    let length = health.len();
+    let stopping =
+        format!("HTTP/1.1 503 x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{health}");
+    let agent = Fake::start(move |_, _, request| {
+        if request.contains("/v1/health") {
+            Answer::Last(stopping.clone())
+        } else {
+            Answer::Send(problem(503, "sealed"))
+        }
+    });
+    let client = Client::at(&agent.path);
+    assert!(matches!(client.get("a"), Err(Error::Sealed(_))));
+    assert_eq!(client.health().unwrap().reasons, ["stopping"]);
     assert_eq!(agent.seen().len(), 2);
 }
 
@@ -198,6 +237,86 @@ fn who_follows_a_secret_has_its_newest_value() {
         thread::yield_now();
     }
     assert_eq!(followed.secret().reveal(), b"CANARY-2");
+}
+
+#[test]
+fn each_new_value_is_told_until_nobody_wants_to_know() {
+    let agent = Fake::start(
+        |connection, _, request| match request.contains("/v1/watch") {
+            true => Answer::Hold(stream(&[("1", "current", "v1"), ("2", "rotated", "v2")])),
+            false if connection == 0 => Answer::Last(value("v1", "CANARY-1")),
+            false => Answer::Last(value("v2", "CANARY-2")),
+        },
+    );
+    let (tell, told) = std::sync::mpsc::channel();
+    let client = Client::at(&agent.path);
+    let handle = client
+        .on_rotate("a", move |secret| {
+            tell.send(secret.version().to_string()).unwrap();
+        })
+        .unwrap();
+    assert_eq!(told.recv().unwrap(), "v2");
+    drop(handle);
+    assert!(told.recv().is_err());
+}
+
+#[test]
+fn a_cached_value_is_read_again_once_the_watch_tells_of_another_or_breaks() {
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let ended = std::sync::Mutex::new(ended);
+    let agent = Fake::start(move |connection, _, request| {
+        if !request.contains("/v1/watch") {
+            return Answer::Send(value("v1", "CANARY-1"));
+        }
+        if connection > 2 {
+            return Answer::Send(problem(403, "denied"));
+        }
+        let _ = ended.lock().unwrap().recv();
+        Answer::Last(stream(&[("1", "current", "v1")]))
+    });
+    let reads = || {
+        let seen = agent.seen();
+        seen.iter()
+            .filter(|(_, request)| request.contains("/v1/secrets/"))
+            .count()
+    };
+    let client = Client::at(&agent.path);
+    assert_eq!(client.get_cached("a").unwrap().reveal(), b"CANARY-1");
+    client.get_cached("a").unwrap();
+    assert_eq!(reads(), 2, "not cached while nothing watches");
+    end.send(()).unwrap();
+    while agent.seen().len() < 4 {
+        thread::yield_now();
+    }
+    let before = reads();
+    client.get_cached("a").unwrap();
+    assert_eq!(reads(), before + 1, "not cached once the watch has ended");
+    assert!(!format!("{client:?}").contains("CANARY"));
+}
+
+#[test]
+fn a_value_that_a_watch_vouches_for_is_read_once() {
+    let agent = Fake::start(|_, _, request| {
+        if request.contains("/v1/watch") {
+            Answer::Hold(stream(&[("1", "current", "v1")]))
+        } else {
+            Answer::Send(value("v1", "CANARY-1"))
+        }
+    });
+    let client = Client::at(&agent.path);
+    let same = |(one, other): (_, _)| std::sync::Arc::ptr_eq(&one, &other);
+    let twice = || {
+        (
+            client.get_cached("a").unwrap(),
+            client.get_cached("a").unwrap(),
+        )
+    };
+    while !same(twice()) {
+        thread::yield_now();
+    }
+    let before = agent.seen().len();
+    assert!(same(twice()));
+    assert_eq!(agent.seen().len(), before);
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn errors_have_their_type() {
             Err(Error::RateLimited { .. })
         ));
         assert!(matches!(client.health().await, Err(Error::TimedOut { .. })));
-        let nobody = Client::at(agent.path.with_extension("none"));
+        let nobody = Client::at(agent.path.with_extension("none")).patience(Duration::ZERO);
         assert!(matches!(
             nobody.get("a").await,
             Err(Error::Unreachable { .. })
@@ -134,5 +134,51 @@ fn who_follows_a_secret_is_given_its_newest_value() {
         let mut followed = Client::at(&agent.path).follow("a").await.unwrap();
         assert_eq!(followed.secret().version(), "v1");
         assert_eq!(followed.changed().await.reveal(), b"CANARY-2");
+    });
+}
+
+#[test]
+fn a_read_during_a_restart_is_repeated_and_a_watched_value_is_read_once() {
+    let agent = Fake::start(|connection, _, request| match connection {
+        0 => Answer::Last(String::new()),
+        _ if request.contains("/v1/watch") => Answer::Hold(stream(&[("1", "current", "v1")])),
+        _ => Answer::Send(value("v1", "CANARY-1")),
+    });
+    run(async {
+        let client = Client::at(&agent.path);
+        assert_eq!(client.get("a").await.unwrap().version(), "v1");
+        let mut last = client.get_cached("a").await.unwrap();
+        loop {
+            let secret = client.get_cached("a").await.unwrap();
+            if Arc::ptr_eq(&secret, &last) {
+                break;
+            }
+            last = secret;
+            tokio::task::yield_now().await;
+        }
+        let before = agent.seen().len();
+        client.get_cached("a").await.unwrap();
+        assert_eq!(agent.seen().len(), before);
+    });
+}
+
+#[test]
+fn each_new_value_is_told_until_nobody_wants_to_know() {
+    let agent = Fake::start(
+        |connection, _, request| match request.contains("/v1/watch") {
+            true => Answer::Hold(stream(&[("1", "current", "v1"), ("2", "rotated", "v2")])),
+            false if connection == 0 => Answer::Last(value("v1", "CANARY-1")),
+            false => Answer::Last(value("v2", "CANARY-2")),
+        },
+    );
+    run(async {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let told_of = move |secret: Arc<keyhatch::Secret>| {
+            let _ = tell.send(secret.version().to_string());
+        };
+        let handle = Client::at(&agent.path).on_rotate("a", told_of).await;
+        assert_eq!(told.recv().await.as_deref(), Some("v2"));
+        drop(handle);
+        assert_eq!(told.recv().await, None);
     });
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{User, geteuid};
 
 use crate::cgroup;
+use crate::openbao::OpenBao;
 use crate::process::Server;
 
 /// The secret that the load reads.
@@ -117,6 +118,31 @@ impl Site {
         let mut command = Command::new(&self.daemon);
         command.args(["run", "--config"]).arg(&config);
         Server::spawn(&mut command, &run.join("agent.sock"))
+    }
+
+    /// Starts a daemon whose only source is an upstream.
+    pub fn start_on(&self, name: &str, bao: &OpenBao, prefetch: &str) -> io::Result<Server> {
+        let run = self.folder.join(name);
+        make_private(&run)?;
+        let token = run.join("token");
+        private_file(&token)?.write_all(OpenBao::token().as_bytes())?;
+        let own = self.config(&run, Selector::User)?;
+        let (before, rest) = own.split_once("kind = \"file\"").unwrap_or_default();
+        let (_, after) = rest.split_once("[[bot]]").unwrap_or_default();
+        let text = format!(
+            "{before}{}prefetch = [\"{prefetch}\"]\n\n[[bot]]{after}",
+            bao.source(&token)
+        );
+        let config = run.join("keyhatch.toml");
+        private_file(&config)?.write_all(text.as_bytes())?;
+        let mut command = Command::new(&self.daemon);
+        command.args(["run", "--config"]).arg(&config);
+        Server::spawn(&mut command, &run.join("agent.sock"))
+    }
+
+    /// Puts a value into the store.
+    pub fn put(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        self.store(&self.live(), &["put", name], value).map(drop)
     }
 
     fn config(&self, run: &Path, selector: Selector) -> io::Result<String> {

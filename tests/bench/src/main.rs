@@ -9,6 +9,7 @@ mod answer;
 mod cgroup;
 mod fleet;
 mod load;
+mod openbao;
 mod process;
 mod report;
 mod rows;

@@ -52,7 +52,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 8] = [
+const TARGETS: [(&str, &str, Figure, Bound); 11] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",
@@ -100,6 +100,24 @@ const TARGETS: [(&str, &str, Figure, Bound); 8] = [
         "put_10000",
         Figure::Agent,
         Bound::Under(150.0),
+    ),
+    (
+        "start with 10,000 secrets of OpenBao, s",
+        "fetch_10000",
+        Figure::Agent,
+        Bound::Under(10.0),
+    ),
+    (
+        "idle with 1,000 secrets of OpenBao, % of a core",
+        "bao_busy",
+        Figure::Agent,
+        Bound::Under(0.5),
+    ),
+    (
+        "throughput of an upstream's secret, of the store's",
+        "bao_rate_64",
+        Figure::Agent,
+        Bound::AtLeast(0.95),
     ),
 ];
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType, SecretListEntry};
+use tokio::sync::Semaphore;
 
 use super::answers::{Value, staged};
 use super::refusal::{Absence, Refusal};
@@ -16,11 +17,14 @@ use crate::sys::arena::Arena;
 pub const MAX_BATCH: usize = 20;
 /// What `ListSecrets` gives at once.
 const PAGE: i32 = 100;
+/// Calls under way at once: each is a connection, and an idle one is kept for the next.
+const MAX_CALLS: usize = 16;
 
 /// A client with its credentials, and what it has found out since.
 pub struct Session {
     client: Client,
     without_batch: AtomicBool,
+    room: Semaphore,
 }
 
 /// Which of a secret's values. A pending one is never asked for.
@@ -53,6 +57,7 @@ impl Session {
         Self {
             client,
             without_batch: AtomicBool::new(false),
+            room: Semaphore::new(MAX_CALLS),
         }
     }
 
@@ -70,7 +75,7 @@ impl Session {
     ) -> Result<Fetched, Refusal> {
         let call = self.client.get_secret_value();
         let call = call.secret_id(id).version_stage(stage.label());
-        let value = match Box::pin(call.send()).await {
+        let value = match self.call(Box::pin(call.send())).await {
             Ok(told) => Value {
                 version: told.version_id,
                 created: told.created_date,
@@ -95,7 +100,7 @@ impl Session {
     ) -> Result<BTreeMap<String, Result<Fetched, Refusal>>, Refusal> {
         let call = self.client.batch_get_secret_value();
         let call = call.set_secret_id_list(Some(ids.to_vec()));
-        let told = Box::pin(call.send()).await.map_err(|error| {
+        let told = self.call(Box::pin(call.send())).await.map_err(|error| {
             let refusal = Refusal::of("BatchGetSecretValue", &error);
             if matches!(refusal, Refusal::Absent(_) | Refusal::Unsupported(_)) {
                 self.without_batch.store(true, Ordering::Relaxed);
@@ -131,7 +136,7 @@ impl Session {
     /// `DescribeSecret`.
     pub async fn standing(&self, id: &str) -> Result<Standing, Refusal> {
         let call = self.client.describe_secret().secret_id(id);
-        let told = Box::pin(call.send()).await;
+        let told = self.call(Box::pin(call.send())).await;
         let told = told.map_err(|error| Refusal::of("DescribeSecret", &error))?;
         if told.deleted_date.is_some() {
             return Err(Refusal::Absent(Absence::Deleted));
@@ -148,7 +153,7 @@ impl Session {
             let named = named.values(folder).values(format!("/{folder}"));
             call = call.filters(named.build());
         }
-        let told = Box::pin(call.set_next_token(token).send()).await;
+        let told = self.call(Box::pin(call.set_next_token(token).send())).await;
         let told = told.map_err(|error| Refusal::of("ListSecrets", &error))?;
         let secrets = told.secret_list.unwrap_or_default().into_iter();
         Ok(Page {
@@ -157,9 +162,18 @@ impl Session {
         })
     }
 
+    /// Waits for room and makes a call.
+    async fn call<T>(&self, call: impl Future<Output = T>) -> T {
+        // Nobody closes it.
+        let _room = self.room.acquire().await;
+        call.await
+    }
+
     /// Why a request about a secret is invalid: it is marked for deletion, or something else.
     async fn state(&self, id: &str) -> Refusal {
         match self.standing(id).await {
+            // Who may not look has AWS's word that something is in the way of reading; this is what it names first.
+            Err(Refusal::Absent(Absence::Denied)) => Refusal::Absent(Absence::Deleted),
             Err(refusal) => refusal,
             Ok(Standing::Absent) => Refusal::Absent(Absence::Missing),
             Ok(_) => Refusal::Trouble(Trouble::unusable(

@@ -3,10 +3,10 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process;
-use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::exchange::{Answer, Exchange, Failure};
+use crate::events::Events;
+use crate::exchange::{Answer, Exchange, Limit};
 use crate::request::Request;
 use crate::socket::Address;
 
@@ -15,16 +15,15 @@ use crate::socket::Address;
 pub(super) struct Connection {
     stream: UnixStream,
     owner: u32,
-    kept: bool,
 }
 
 impl Connection {
-    pub(super) fn open(address: &Address, timeout: Duration) -> Result<Self, Error> {
-        Ok(Self {
-            stream: address.connect(timeout)?,
-            owner: process::id(),
-            kept: false,
-        })
+    pub(super) fn open(address: &Address, limit: Limit) -> Result<Self, Error> {
+        Ok(Self::of(address.connect(limit)?, process::id()))
+    }
+
+    pub(super) fn of(stream: UnixStream, owner: u32) -> Self {
+        Self { stream, owner }
     }
 
     /// False in a child that was forked from the process which connected: the agent takes it for its parent.
@@ -32,50 +31,58 @@ impl Connection {
         self.owner == process::id()
     }
 
-    pub(super) fn into_stream(self) -> UnixStream {
-        self.stream
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
-    /// Sends `request` and reads its answer within `timeout`.
+    /// Sends `request` and reads its answer.
     pub(super) fn exchange(
         &mut self,
         address: &Address,
         request: &Request,
-        timeout: Duration,
-    ) -> Result<Answer, Failure> {
-        let kept = std::mem::replace(&mut self.kept, true);
-        let mut exchange = Exchange::new(address, request, timeout, kept);
-        let deadline = Instant::now() + timeout;
-        self.send(&request.bytes, deadline)
+        limit: Limit,
+    ) -> Result<Answer, Error> {
+        let mut exchange = Exchange::new(address, request, limit);
+        self.send(&request.bytes, limit)
             .map_err(|cause| exchange.failed(cause))?;
         loop {
-            let read = self.read(exchange.reading.space(), deadline);
+            let read = self.read(exchange.reading.space(), limit);
             if let Some(answer) = exchange.advance(read)? {
                 return Ok(answer);
             }
         }
     }
 
-    fn send(&mut self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
-        self.stream.set_write_timeout(Some(left(deadline)?))?;
+    /// Waits for more of an event stream.
+    pub(super) fn read_events(
+        &mut self,
+        address: &Address,
+        events: &mut Events,
+    ) -> Result<(), Error> {
+        let space = events.space().map_err(|broken| address.broken(broken))?;
+        let count = loop {
+            match self.stream.read(space) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                count => break count.unwrap_or(0),
+            }
+        };
+        events
+            .advance(count)
+            .map_err(|broken| address.broken(broken))
+    }
+
+    fn send(&mut self, bytes: &[u8], limit: Limit) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(limit.left()?))?;
         self.stream.write_all(bytes)
     }
 
-    fn read(&mut self, space: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    fn read(&mut self, space: &mut [u8], limit: Limit) -> io::Result<usize> {
         loop {
-            self.stream.set_read_timeout(Some(left(deadline)?))?;
+            self.stream.set_read_timeout(Some(limit.left()?))?;
             match self.stream.read(space) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
         }
-    }
-}
-
-/// The time until `deadline`; an error once it has passed.
-fn left(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        left => Ok(left),
     }
 }

@@ -1,34 +1,44 @@
 //! The client for programs without an async runtime.
 
+mod cache;
 mod connection;
 mod follow;
+mod stop;
 mod watch;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use keyhatch_protocol::{Health, Listed, MAX_BATCH, Whoami};
 
+use crate::exchange::Limit;
 use crate::request::Request;
+use crate::restart::{Next, PATIENCE, Tries};
 use crate::socket::Address;
 use crate::wire::Reply;
 use crate::{Batch, DEFAULT_TIMEOUT, Error, Secret, Wanted, poll_again, reply};
+use cache::Cache;
 use connection::Connection;
 
-pub use follow::Followed;
-pub use watch::{Stop, Watch};
+pub use follow::{Followed, OnRotate};
+pub use stop::Stop;
+pub use watch::Watch;
 
 /// Asks one agent for secrets, with calls that wait for the answer.
 ///
 /// It keeps a connection open between calls and may be shared between threads. A clone asks the same agent over
-/// a connection of its own.
+/// a connection of its own, and caches nothing yet.
 #[derive(Debug)]
 pub struct Client {
     address: Address,
     timeout: Duration,
+    patience: Duration,
     kept: Mutex<Option<Connection>>,
+    owner: u32,
+    cache: Mutex<Cache>,
 }
 
 impl Client {
@@ -48,7 +58,10 @@ impl Client {
         Self {
             address,
             timeout: DEFAULT_TIMEOUT,
+            patience: PATIENCE,
             kept: Mutex::new(None),
+            owner: process::id(),
+            cache: Mutex::default(),
         }
     }
 
@@ -56,6 +69,12 @@ impl Client {
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Waits this long for an agent that is away, instead of five seconds: one that restarts comes back.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Where the agent is asked.
@@ -67,6 +86,14 @@ impl Client {
     /// The current value of `NAME`, or of one field of it: `NAME#field`.
     pub fn get(&self, name: &str) -> Result<Secret, Error> {
         self.fetch(&Wanted::parse(name)?)
+    }
+
+    /// Like [`Client::get`], from this process's memory where a watch says that the value is still the current one.
+    ///
+    /// Each secret asked for in this way has a thread and a connection that watch it as long as the client lives.
+    /// A forked child caches with a client of its own; with its parent's it always asks the agent.
+    pub fn get_cached(&self, name: &str) -> Result<Arc<Secret>, Error> {
+        cache::get(self, &Wanted::parse(name)?)
     }
 
     /// The value before the current one, which is kept for the grace time of a rotation.
@@ -148,32 +175,60 @@ impl Client {
         Followed::start(self.clone(), name)
     }
 
-    /// Sends `request` on the kept connection, once more on a new one where that turns out closed.
+    /// Calls `told` with each new value of `name`, on a thread of its own, until what it returns is dropped.
+    pub fn on_rotate(
+        &self,
+        name: &str,
+        told: impl FnMut(Arc<Secret>) + Send + 'static,
+    ) -> Result<OnRotate, Error> {
+        let wanted = Wanted::parse(name)?;
+        let held = Arc::new(self.fetch(&wanted)?);
+        OnRotate::start(self.clone(), wanted, held, told)
+    }
+
+    /// Sends `request` on the kept connection, else on a new one, as often as a restart of the agent takes.
     fn ask(&self, request: &Request) -> Result<Reply, Error> {
-        let timeout = self.timeout + request.wait;
-        let kept = self.lock().take().filter(Connection::is_ours);
-        if let Some(mut connection) = kept {
-            match connection.exchange(&self.address, request, timeout) {
-                Ok(answer) => return Ok(self.keep(connection, answer.whole()?)),
-                Err(failure) if failure.stale => {}
-                Err(failure) => return Err(failure.error),
+        let limit = Limit::of(self.timeout + request.wait);
+        let mut tries = Tries::new(request, limit, self.patience);
+        loop {
+            let connection = self.take();
+            let kept = connection.is_some();
+            match tries.after(self.exchange(connection, request, limit), kept) {
+                Next::Done(done) => return done,
+                Next::Again(pause) => thread::sleep(pause),
             }
         }
-        let mut connection = Connection::open(&self.address, self.timeout)?;
-        let answer = connection.exchange(&self.address, request, timeout);
-        let reply = answer.map_err(|failure| failure.error)?.whole()?;
-        Ok(self.keep(connection, reply))
     }
 
-    fn keep(&self, connection: Connection, reply: Reply) -> Reply {
-        if !reply.head.close {
-            *self.lock() = Some(connection);
+    fn exchange(
+        &self,
+        kept: Option<Connection>,
+        request: &Request,
+        limit: Limit,
+    ) -> Result<Reply, Error> {
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => Connection::open(&self.address, limit)?,
+        };
+        let answer = connection.exchange(&self.address, request, limit)?;
+        let reply = answer.whole()?;
+        if !reply.head.close
+            && let Ok(mut place) = self.kept.try_lock()
+        {
+            *place = Some(connection);
         }
-        reply
+        Ok(reply)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The kept connection. A lock that is taken is not waited for: after a fork, nobody might give it back.
+    fn take(&self) -> Option<Connection> {
+        let kept = self.kept.try_lock().ok()?.take();
+        kept.filter(Connection::is_ours)
+    }
+
+    /// False in a child that was forked from the process which made this client.
+    fn is_ours(&self) -> bool {
+        self.owner == process::id()
     }
 }
 
@@ -185,6 +240,30 @@ impl Default for Client {
 
 impl Clone for Client {
     fn clone(&self) -> Self {
-        Self::of(self.address.clone()).timeout(self.timeout)
+        Self::of(self.address.clone())
+            .timeout(self.timeout)
+            .patience(self.patience)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// What a child sees after a fork: everything is there, and belongs to another process.
+    #[test]
+    fn a_forked_child_uses_nothing_of_its_parents() {
+        let mut client = Client::at("/nowhere");
+        client.owner = 0;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        *client.kept.lock().unwrap() = Some(Connection::of(ours, 0));
+        assert!(!client.is_ours());
+        assert!(client.take().is_none());
+        drop(theirs);
+        let held = client.kept.lock().unwrap();
+        assert!(client.take().is_none(), "a lock that is never given back");
+        drop(held);
     }
 }

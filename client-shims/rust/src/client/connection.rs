@@ -2,14 +2,14 @@
 
 use std::io;
 use std::process;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::Error;
-use crate::exchange::{Answer, Exchange, Failure};
+use crate::events::Events;
+use crate::exchange::{Answer, Exchange, Limit};
 use crate::request::Request;
 use crate::socket::Address;
 
@@ -18,21 +18,17 @@ use crate::socket::Address;
 pub(super) struct Connection {
     stream: UnixStream,
     owner: u32,
-    kept: bool,
 }
 
 impl Connection {
-    pub(super) async fn open(address: &Address, timeout: Duration) -> Result<Self, Error> {
-        let connected = within(Instant::now() + timeout, async {
-            Ok(address.connect_async().await)
-        });
+    pub(super) async fn open(address: &Address, limit: Limit) -> Result<Self, Error> {
+        let connected = within(limit, async { Ok(address.connect_async().await) });
         let stream = connected
             .await
-            .map_err(|cause| address.failed(cause, timeout))??;
+            .map_err(|cause| address.failed(cause, limit))??;
         Ok(Self {
             stream,
             owner: process::id(),
-            kept: false,
         })
     }
 
@@ -41,31 +37,40 @@ impl Connection {
         self.owner == process::id()
     }
 
-    pub(super) fn into_stream(self) -> UnixStream {
-        self.stream
-    }
-
-    /// Sends `request` and reads its answer within `timeout`.
+    /// Sends `request` and reads its answer.
     pub(super) async fn exchange(
         &mut self,
         address: &Address,
         request: &Request,
-        timeout: Duration,
-    ) -> Result<Answer, Failure> {
-        let kept = std::mem::replace(&mut self.kept, true);
-        let mut exchange = Exchange::new(address, request, timeout, kept);
-        let deadline = Instant::now() + timeout;
-        let sent = within(deadline, self.stream.write_all(&request.bytes)).await;
+        limit: Limit,
+    ) -> Result<Answer, Error> {
+        let mut exchange = Exchange::new(address, request, limit);
+        let sent = within(limit, self.stream.write_all(&request.bytes)).await;
         sent.map_err(|cause| exchange.failed(cause))?;
         loop {
-            let read = within(deadline, self.stream.read(exchange.reading.space())).await;
+            let read = within(limit, self.stream.read(exchange.reading.space())).await;
             if let Some(answer) = exchange.advance(read)? {
                 return Ok(answer);
             }
         }
     }
+
+    /// Waits for more of an event stream.
+    pub(super) async fn read_events(
+        &mut self,
+        address: &Address,
+        events: &mut Events,
+    ) -> Result<(), Error> {
+        let space = events.space().map_err(|broken| address.broken(broken))?;
+        let count = self.stream.read(space).await.unwrap_or(0);
+        events
+            .advance(count)
+            .map_err(|broken| address.broken(broken))
+    }
 }
 
-async fn within<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout_at(deadline, work).await.map_err(io::Error::from)?
+async fn within<T>(limit: Limit, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout_at(limit.deadline().into(), work)
+        .await
+        .map_err(io::Error::from)?
 }

@@ -1,33 +1,42 @@
 //! The client for programs on tokio. Like [`crate::blocking`], call for call.
 
+mod cache;
 mod connection;
 mod follow;
 mod watch;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use keyhatch_protocol::{Health, Listed, MAX_BATCH, Whoami};
 
+use crate::exchange::Limit;
 use crate::request::Request;
+use crate::restart::{Next, PATIENCE, Tries};
 use crate::socket::Address;
 use crate::wire::Reply;
 use crate::{Batch, DEFAULT_TIMEOUT, Error, Secret, Wanted, poll_again, reply};
+use cache::Cache;
 use connection::Connection;
 
-pub use follow::Followed;
+pub use follow::{Followed, OnRotate};
 pub use watch::Watch;
 
 /// Asks one agent for secrets.
 ///
 /// It keeps a connection open between calls and may be shared between tasks. A clone asks the same agent over
-/// a connection of its own. A call that is dropped half-way closes its connection and harms no other.
+/// a connection of its own, and caches nothing yet. A call that is dropped half-way closes its connection and
+/// harms no other.
 #[derive(Debug)]
 pub struct Client {
     address: Address,
     timeout: Duration,
+    patience: Duration,
     kept: Mutex<Option<Connection>>,
+    owner: u32,
+    cache: Mutex<Cache>,
 }
 
 impl Client {
@@ -47,7 +56,10 @@ impl Client {
         Self {
             address,
             timeout: DEFAULT_TIMEOUT,
+            patience: PATIENCE,
             kept: Mutex::new(None),
+            owner: process::id(),
+            cache: Mutex::default(),
         }
     }
 
@@ -55,6 +67,12 @@ impl Client {
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Waits this long for an agent that is away, instead of five seconds: one that restarts comes back.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Where the agent is asked.
@@ -66,6 +84,14 @@ impl Client {
     /// The current value of `NAME`, or of one field of it: `NAME#field`.
     pub async fn get(&self, name: &str) -> Result<Secret, Error> {
         self.fetch(&Wanted::parse(name)?).await
+    }
+
+    /// Like [`Client::get`], from this process's memory where a watch says that the value is still the current one.
+    ///
+    /// Each secret asked for in this way has a task and a connection that watch it as long as the client lives;
+    /// while nothing drives the runtime, that task hears of no rotation. A forked child caches with a client of its own; with its parent's it always asks the agent.
+    pub async fn get_cached(&self, name: &str) -> Result<Arc<Secret>, Error> {
+        cache::get(self, &Wanted::parse(name)?).await
     }
 
     /// The value before the current one, which is kept for the grace time of a rotation.
@@ -148,32 +174,60 @@ impl Client {
         Followed::start(self.clone(), name).await
     }
 
-    /// Sends `request` on the kept connection, once more on a new one where that turns out closed.
+    /// Calls `told` with each new value of `name`, on a task of its own, until what it returns is dropped.
+    pub async fn on_rotate(
+        &self,
+        name: &str,
+        told: impl FnMut(Arc<Secret>) + Send + 'static,
+    ) -> Result<OnRotate, Error> {
+        let wanted = Wanted::parse(name)?;
+        let held = Arc::new(self.fetch(&wanted).await?);
+        Ok(OnRotate::start(self.clone(), wanted, held, told))
+    }
+
+    /// Sends `request` on the kept connection, else on a new one, as often as a restart of the agent takes.
     async fn ask(&self, request: &Request) -> Result<Reply, Error> {
-        let timeout = self.timeout + request.wait;
-        let kept = self.lock().take().filter(Connection::is_ours);
-        if let Some(mut connection) = kept {
-            match connection.exchange(&self.address, request, timeout).await {
-                Ok(answer) => return Ok(self.keep(connection, answer.whole()?)),
-                Err(failure) if failure.stale => {}
-                Err(failure) => return Err(failure.error),
+        let limit = Limit::of(self.timeout + request.wait);
+        let mut tries = Tries::new(request, limit, self.patience);
+        loop {
+            let connection = self.take();
+            let kept = connection.is_some();
+            match tries.after(self.exchange(connection, request, limit).await, kept) {
+                Next::Done(done) => return done,
+                Next::Again(pause) => tokio::time::sleep(pause).await,
             }
         }
-        let mut connection = Connection::open(&self.address, self.timeout).await?;
-        let answer = connection.exchange(&self.address, request, timeout).await;
-        let reply = answer.map_err(|failure| failure.error)?.whole()?;
-        Ok(self.keep(connection, reply))
     }
 
-    fn keep(&self, connection: Connection, reply: Reply) -> Reply {
-        if !reply.head.close {
-            *self.lock() = Some(connection);
+    async fn exchange(
+        &self,
+        kept: Option<Connection>,
+        request: &Request,
+        limit: Limit,
+    ) -> Result<Reply, Error> {
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => Connection::open(&self.address, limit).await?,
+        };
+        let answer = connection.exchange(&self.address, request, limit).await?;
+        let reply = answer.whole()?;
+        if !reply.head.close
+            && let Ok(mut place) = self.kept.try_lock()
+        {
+            *place = Some(connection);
         }
-        reply
+        Ok(reply)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The kept connection. A lock that is taken is not waited for: after a fork, nobody might give it back.
+    fn take(&self) -> Option<Connection> {
+        let kept = self.kept.try_lock().ok()?.take();
+        kept.filter(Connection::is_ours)
+    }
+
+    /// False in a child that was forked from the process which made this client.
+    fn is_ours(&self) -> bool {
+        self.owner == process::id()
     }
 }
 
@@ -185,6 +239,8 @@ impl Default for Client {
 
 impl Clone for Client {
     fn clone(&self) -> Self {
-        Self::of(self.address.clone()).timeout(self.timeout)
+        Self::of(self.address.clone())
+            .timeout(self.timeout)
+            .patience(self.patience)
     }
 }

@@ -1,13 +1,12 @@
 //! A watch that is awaited for the next change.
 
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::Client;
 use super::connection::Connection;
 use crate::Error;
 use crate::events::Events;
+use crate::exchange::Limit;
 use crate::progress::{Change, Progress};
 
 /// What happens to some secrets, one [`Change`] after the other.
@@ -16,8 +15,8 @@ use crate::progress::{Change, Progress};
 /// waiting does not heal, such as [`Error::Denied`].
 pub struct Watch {
     client: Client,
-    progress: Progress,
-    open: Option<(UnixStream, Events)>,
+    pub(super) progress: Progress,
+    open: Option<(Connection, Events)>,
     /// Not to be opened again before this.
     after: Instant,
     over: bool,
@@ -43,7 +42,6 @@ impl Watch {
             match self.advance().await {
                 Ok(change) => return Some(Ok(change)),
                 Err(error) => {
-                    self.open = None;
                     if !error.is_temporary() {
                         self.over = true;
                         return Some(Err(error));
@@ -55,9 +53,11 @@ impl Watch {
         None
     }
 
-    async fn advance(&mut self) -> Result<Change, Error> {
+    /// The next change on one connection, opened where there is none; after an error there is none.
+    pub(super) async fn advance(&mut self) -> Result<Change, Error> {
         loop {
-            let Some((stream, events)) = &mut self.open else {
+            let Some((connection, events)) = self.open.as_mut().filter(|open| open.0.is_ours())
+            else {
                 self.connect().await?;
                 continue;
             };
@@ -66,10 +66,11 @@ impl Watch {
                     return Ok(change);
                 }
             }
-            let broken = |broken| self.client.address.broken(broken);
-            let space = events.space().map_err(broken)?;
-            let count = stream.read(space).await.unwrap_or(0);
-            events.advance(count).map_err(broken)?;
+            let read = connection.read_events(&self.client.address, events);
+            if let Err(error) = read.await {
+                self.open = None;
+                return Err(error);
+            }
         }
     }
 
@@ -77,12 +78,11 @@ impl Watch {
         let Client {
             address, timeout, ..
         } = &self.client;
-        let mut connection = Connection::open(address, *timeout).await?;
-        let answer = connection
-            .exchange(address, &self.progress.request(), *timeout)
-            .await;
-        let events = answer.map_err(|failure| failure.error)?.stream()?;
-        self.open = Some((connection.into_stream(), events));
+        let limit = Limit::of(*timeout);
+        let mut connection = Connection::open(address, limit).await?;
+        let request = self.progress.request();
+        let answer = connection.exchange(address, &request, limit).await?;
+        self.open = Some((connection, answer.stream()?));
         self.progress.opened();
         Ok(())
     }

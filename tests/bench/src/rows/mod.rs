@@ -3,6 +3,7 @@
 mod life;
 mod rotation;
 mod speed;
+mod upstream;
 
 use std::io;
 use std::path::Path;
@@ -101,6 +102,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
     drop(agent);
     group(report, "cold start", |report| {
         life::cold_start(plan, &site, "1,000", report)
+    });
+    group(report, "upstream", |report| {
+        upstream::all(plan, folder, &site, report)
     });
     group(report, "the store of 10,000", |report| {
         life::large_store(plan, folder.path(), report)

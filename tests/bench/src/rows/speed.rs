@@ -235,6 +235,31 @@ pub fn by_selector(
     Ok(())
 }
 
+/// What comes from an upstream beside what comes from the store.
+pub fn beside_store(
+    plan: &Plan,
+    pair: [(&Server, &Ask); 2],
+    report: &mut Report,
+) -> io::Result<()> {
+    let columns: Vec<Column> = vec![("upstream", pair[0].0), ("store", pair[1].0)];
+    let ask_of = |server: &Server| {
+        let found = pair.iter().find(|(other, _)| std::ptr::eq(*other, server));
+        found.map_or(pair[0].1, |(_, ask)| *ask)
+    };
+    let rounds = alternate(plan, &columns, |server| {
+        many(plan, server, ask_of(server), 64, false)
+    })?;
+    let rates = |at: usize| rounds[at].iter().map(|sample: &Sample| sample.rate);
+    let ratios = rates(0).zip(rates(1)).map(|(one, other)| one / other);
+    report.agent(
+        "bao_rate_64",
+        "64 connections: an upstream's secret, of the store's",
+        "",
+        ratios.collect(),
+    );
+    Ok(())
+}
+
 fn columns<'a>(bare: &'a Bare, agent: Option<&'a Server>) -> Vec<Column<'a>> {
     let bare = [(RAW, &bare.raw), (HYPER, &bare.hyper)];
     bare.into_iter()

@@ -1,0 +1,147 @@
+//! `keyhatch run`: a command with secrets in its environment, started again when one of them is rotated.
+
+mod changes;
+mod deliver;
+mod wants;
+
+use std::os::unix::process::CommandExt;
+use std::process;
+use std::time::{Duration, Instant};
+
+use keyhatch::blocking::Client;
+
+use crate::child::{Command, Event, Keeper};
+use crate::failure::Failure;
+use crate::options::{OnRotate, Run};
+use crate::output::visible;
+use changes::Changes;
+use deliver::Delivery;
+use wants::Wants;
+
+/// Changes within this time count as one.
+const TOGETHER: Duration = Duration::from_secs(2);
+
+/// Before new values that could not be read are asked for again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
+    let wants = Wants::gather(run)?;
+    if run.on_rotate == OnRotate::None {
+        let delivery = Delivery::read(client, &wants)?;
+        return Err(become_child(run, &delivery));
+    }
+    let keeper = Keeper::new()?;
+    let delivery = Delivery::read(client, &wants)?;
+    let changes = Changes::watch(client, delivery.names())?;
+    Runner {
+        client,
+        wants,
+        command: Command::new(&run.command)?,
+        on_rotate: run.on_rotate,
+        keeper,
+        changes,
+        delivery,
+    }
+    .start()
+}
+
+/// Returns only where the command could not be run.
+fn become_child(run: &Run, delivery: &Delivery) -> Failure {
+    let [program, arguments @ ..] = run.command.as_slice() else {
+        return Failure::usage("there is no command to run");
+    };
+    let mut command = process::Command::new(program);
+    command.args(arguments);
+    for variable in delivery.variables() {
+        command.env(&variable.name, variable.value());
+    }
+    let cause = command.exec();
+    Failure::cannot_run(&program.to_string_lossy(), &cause)
+}
+
+struct Runner<'a> {
+    client: &'a Client,
+    wants: Wants,
+    command: Command,
+    on_rotate: OnRotate,
+    keeper: Keeper,
+    changes: Changes,
+    /// What the running child was given.
+    delivery: Delivery,
+}
+
+impl Runner<'_> {
+    fn start(mut self) -> Result<u8, Failure> {
+        self.keeper
+            .start(&self.command, &self.delivery.variables())?;
+        self.delivery.close();
+        let mut due = None;
+        loop {
+            let wake = Some(self.changes.as_fd());
+            match self.keeper.wait(wake, due)? {
+                Event::Exited(code) => return Ok(code),
+                Event::Woken => {
+                    self.changes.heard();
+                    if self.changes.differ_from(self.delivery.versions()) {
+                        due.get_or_insert_with(|| Instant::now() + TOGETHER);
+                    }
+                }
+                Event::TimedOut => match self.rotated()? {
+                    After::Waits(until) => due = until,
+                    After::Ends(code) => return Ok(code),
+                },
+                Event::Told(_) => {}
+            }
+        }
+    }
+
+    fn rotated(&mut self) -> Result<After, Failure> {
+        match self.on_rotate {
+            OnRotate::Signal(signal) => {
+                self.changes.note(self.delivery.versions_mut());
+                self.keeper.tell(signal);
+                Ok(After::Waits(None))
+            }
+            OnRotate::Restart | OnRotate::None => self.restart(),
+        }
+    }
+
+    /// The new values first: as long as they cannot be read, the child goes on with the old ones.
+    fn restart(&mut self) -> Result<After, Failure> {
+        let fresh = match Delivery::read(self.client, &self.wants) {
+            Ok(fresh) => fresh,
+            Err(failure) => {
+                // Its exit code is for a command that could not be started.
+                let _ = failure.report();
+                eprintln!("keyhatch: run: the command goes on with the values it has");
+                return Ok(After::Waits(Some(Instant::now() + AGAIN)));
+            }
+        };
+        if fresh.versions() == self.delivery.versions() {
+            return Ok(After::Waits(None));
+        }
+        eprintln!(
+            "keyhatch: run: {} rotated, restarting",
+            visible(&fresh.news(&self.delivery))
+        );
+        let (code, ending) = self.keeper.stop()?;
+        if ending {
+            return Ok(After::Ends(code));
+        }
+        self.keeper.start(&self.command, &fresh.variables())?;
+        self.delivery = fresh;
+        self.delivery.close();
+        self.changes.follow(self.client, self.delivery.names());
+        // What changed while the old child took its time.
+        let again = self.changes.differ_from(self.delivery.versions());
+        Ok(After::Waits(again.then(|| Instant::now() + TOGETHER)))
+    }
+}
+
+/// After a change was dealt with.
+enum After {
+    /// The child runs on; look again at this time.
+    Waits(Option<Instant>),
+    /// We were told to end.
+    Ends(u8),
+}
