@@ -42,11 +42,17 @@ pub fn value(version: &Version, form: Form, stale: bool, body: Body) -> Answer {
     headers.insert(ETAG, version.etag().clone());
     if form == Form::Raw {
         headers.insert(VERSION, version.header().clone());
-        if stale {
-            headers.insert(STALE, HeaderValue::from_static("true"));
-        }
+    }
+    if form == Form::Raw && stale {
+        mark_stale(&mut response);
     }
     response
+}
+
+/// Says that the source no longer stands behind the value, where the body has no place for it.
+pub fn mark_stale(answer: &mut Answer) {
+    let headers = answer.headers_mut();
+    headers.insert(STALE, HeaderValue::from_static("true"));
 }
 
 /// 304: the version that the peer has is the current one.

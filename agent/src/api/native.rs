@@ -206,7 +206,7 @@ fn read(
         ..Reading::of(Surface::Native, ask, supply)
     };
     let granted = reading::read(connection, bound, id, &reading)?;
-    let Granted { version, .. } = &granted;
+    let Granted { entry, version, .. } = &granted;
     if granted.same {
         return Ok(Outcome::NotModified(answer::not_modified(version)));
     }

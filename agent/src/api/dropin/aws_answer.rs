@@ -19,7 +19,7 @@ use crate::api::id::RequestId;
 use crate::api::reading::Granted;
 use crate::api::request::{Secret, Which};
 use crate::api::surface::Surface;
-use crate::cache::{Entry, Kind, Version};
+use crate::cache::{Entry, Freshness, Kind, Version};
 use crate::config::Dropin;
 
 const KIND: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
@@ -135,7 +135,11 @@ pub fn body(id: &RequestId, body: Body) -> Answer {
 pub fn value(surface: Surface, dropin: &Dropin, id: &RequestId, granted: &Granted) -> Answer {
     let mut pieces = VecDeque::with_capacity(3);
     add_value(&mut pieces, surface, dropin, granted);
-    body(id, Body::Pieces(pieces))
+    let mut answer = body(id, Body::Pieces(pieces));
+    if granted.entry.freshness() == Freshness::Stale {
+        answer::mark_stale(&mut answer);
+    }
+    answer
 }
 
 /// The members of one value; its bytes are lent.
