@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
 use keyhatch_protocol::Name;
@@ -78,6 +79,8 @@ pub struct Version {
     /// The version as a header value.
     header: HeaderValue,
     updated_at: Box<str>,
+    /// The same as the time since 1970.
+    set_at: Duration,
     json: Arc<Block>,
     /// The JSON string of the value inside the reply.
     string: Range<usize>,
@@ -142,6 +145,7 @@ impl Version {
             etag: header(&format!("\"{}\"", about.version))?,
             header: header(about.version)?,
             updated_at: about.updated_at.into(),
+            set_at: since_1970(about.updated_at),
             json: Arc::new(rendered.json),
             string: rendered.string,
             kind,
@@ -228,6 +232,12 @@ impl Version {
         &self.updated_at
     }
 
+    /// When the value was set, as the time since 1970; nothing where the source told no time.
+    #[must_use]
+    pub fn set_at(&self) -> Duration {
+        self.set_at
+    }
+
     /// The plaintext, for comparing and for sealing a copy; an answer takes a lease.
     pub(crate) fn plaintext(&self) -> &[u8] {
         self.raw()
@@ -239,4 +249,9 @@ impl Version {
             Raw::Own(block) => block,
         }
     }
+}
+
+fn since_1970(time: &str) -> Duration {
+    let time = humantime::parse_rfc3339(time).unwrap_or(UNIX_EPOCH);
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -2,15 +2,16 @@
 //!
 //! Signatures are not looked at: the kernel has said who asks.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue};
 use keyhatch_protocol::{Action, Name};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
 use super::aws_answer::{self, Exception};
@@ -33,12 +34,13 @@ use crate::sources::engine::Supply;
 const BATCH: usize = 20;
 
 /// What precedes the operation in `X-Amz-Target`.
-const TARGET: &str = "secretsmanager.";
+const TARGET: &[u8] = b"secretsmanager.";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct OneSecret {
-    secret_id: Option<String>,
+struct OneSecret<'a> {
+    #[serde(borrow)]
+    secret_id: Option<Cow<'a, str>>,
     version_id: Option<String>,
     version_stage: Option<String>,
 }
@@ -53,27 +55,44 @@ struct ManySecrets {
     next_token: Option<String>,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    GetSecretValue,
+    BatchGetSecretValue,
+    DescribeSecret,
+    ListSecrets,
+    RotateSecret,
+    /// Any other.
+    Unknown,
+}
+
+impl Operation {
+    fn of(headers: &HeaderMap) -> Self {
+        let target = headers.get("x-amz-target").map(HeaderValue::as_bytes);
+        match target.and_then(|target| target.strip_prefix(TARGET)) {
+            Some(b"GetSecretValue") => Self::GetSecretValue,
+            Some(b"BatchGetSecretValue") => Self::BatchGetSecretValue,
+            Some(b"DescribeSecret") => Self::DescribeSecret,
+            Some(b"ListSecrets") => Self::ListSecrets,
+            Some(b"RotateSecret") => Self::RotateSecret,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// Answers one request.
 pub fn reply(connection: &Arc<Connection>, id: RequestId, request: Request<Incoming>) -> Reply {
+    let operation = Operation::of(request.headers());
+    let body = request.into_body();
     let connection = Arc::clone(connection);
     Reply::later(async move {
-        let (head, body) = request.into_parts();
         let body = match incoming::read(body).await {
             Ok(body) => body,
             Err((code, why)) => return aws_answer::problem(code, &id, Some(&why)),
         };
-        let target = head.headers.get("x-amz-target");
-        let target = target.and_then(|target| target.to_str().ok());
-        let operation = target.and_then(|target| target.strip_prefix(TARGET));
         let bound = connection.bound().await;
-        let reply = operate(
-            &connection,
-            &bound,
-            id,
-            operation.unwrap_or_default(),
-            &body,
-        );
-        match reply {
+        match operate(&connection, &bound, id, operation, &body) {
             Ok(reply) => reply.answer().await,
             Err(exception) => exception.answer(&id),
         }
@@ -84,39 +103,30 @@ fn operate(
     connection: &Arc<Connection>,
     bound: &Arc<Bound>,
     id: RequestId,
-    operation: &str,
+    operation: Operation,
     body: &[u8],
 ) -> Result<Reply, Exception> {
     match operation {
-        "GetSecretValue" => {
+        Operation::GetSecretValue | Operation::DescribeSecret | Operation::RotateSecret => {
             let ask = one(connection, body)?;
             let answer = move |connection: &Connection, bound: &Bound, ask: &Secret, supply| {
-                aws_agent::get(connection, bound, Surface::Aws, &id, ask, supply)
+                let answer_one = match operation {
+                    Operation::DescribeSecret => describe,
+                    Operation::RotateSecret => rotate,
+                    _ => get,
+                };
+                answer_one(connection, bound, &id, ask, supply)
             };
             Ok(supplied(connection, bound, ask, false, answer))
         }
-        "DescribeSecret" => {
-            let ask = one(connection, body)?;
-            let answer = move |connection: &Connection, bound: &Bound, ask: &Secret, supply| {
-                describe(connection, bound, &id, ask, supply)
-            };
-            Ok(supplied(connection, bound, ask, false, answer))
-        }
-        "RotateSecret" => {
-            let ask = one(connection, body)?;
-            let answer = move |connection: &Connection, bound: &Bound, ask: &Secret, supply| {
-                rotate(connection, bound, &id, ask, supply)
-            };
-            Ok(supplied(connection, bound, ask, false, answer))
-        }
-        "ListSecrets" => {
+        Operation::ListSecrets => {
             let page: ManySecrets = parse(body)?;
-            let page = Page::new(page.filters, page.max_results, page.next_token, 100);
-            let answer = page.and_then(|page| aws_list::list(connection, bound, &id, &page))?;
+            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?;
+            let answer = aws_list::list(connection, bound, &id, &page)?;
             Ok(Reply::Now(answer))
         }
-        "BatchGetSecretValue" => batch(connection, bound, id, parse(body)?),
-        _ => {
+        Operation::BatchGetSecretValue => batch(connection, bound, id, parse(body)?),
+        Operation::Unknown => {
             let why = "This agent answers GetSecretValue, BatchGetSecretValue, DescribeSecret, ListSecrets and \
                        RotateSecret";
             Err(Exception::new("UnknownOperationException", why))
@@ -124,7 +134,18 @@ fn operate(
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Exception> {
+/// `GetSecretValue`
+fn get(
+    connection: &Connection,
+    bound: &Bound,
+    id: &RequestId,
+    ask: &Secret,
+    supply: Option<Supply>,
+) -> Answer {
+    aws_agent::get(connection, bound, Surface::Aws, id, ask, supply)
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Exception> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|_| {
         let why = "The body is not the JSON object that this operation takes";
@@ -134,7 +155,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Exception> {
 
 /// The secret that a request is about.
 fn one(connection: &Connection, body: &[u8]) -> Result<Secret, Exception> {
-    let request: OneSecret = parse(body)?;
+    let request: OneSecret<'_> = parse(body)?;
     let secret_id = request
         .secret_id
         .ok_or_else(|| Exception::invalid("SecretId is missing"))?;

@@ -2,16 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::time::UNIX_EPOCH;
+use std::fmt::{self, Write};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use keyhatch_protocol::{Code, Name};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
-use super::aws_names::{self, arn, version_id};
+use super::aws_names::{self, Arn, version_id};
 use crate::api::answer::{self, Answer};
 use crate::api::body::Body;
 use crate::api::connection::Connection;
@@ -25,6 +26,9 @@ use crate::config::Dropin;
 const KIND: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+
+/// The members before a value without their names: an ARN, a version id, a stage, a time.
+const HEAD: usize = 256;
 
 /// Why a request is not answered, in AWS's words.
 #[derive(Debug)]
@@ -166,28 +170,36 @@ pub fn add_value(
     } else {
         ""
     };
-    // Names and versions are of an alphabet that JSON does not escape.
-    pieces.push_back(Bytes::from(format!(
+    let mut head = String::with_capacity(HEAD + 2 * own.len());
+    // Names and versions are of an alphabet that JSON does not escape. Writing to a string does not fail.
+    let _ = write!(
+        head,
         r#"{{"ARN":"{arn}","Name":"{own}","VersionId":"{version_id}","VersionStages":["{stage}"],"CreatedDate":{quote}{created}{quote},"{key}":"#,
-        arn = arn(own),
+        arn = Arn(own),
         version_id = version_id(version.id()),
         stage = aws_names::stage(entry, version),
-        created = seconds(version),
-    )));
+        created = Seconds(version.set_at()),
+    );
+    pieces.push_back(Bytes::from(head));
     pieces.push_back(Bytes::from_owner(version.lease_string(permit)));
     pieces.push_back(Bytes::from_static(b"}"));
 }
 
-/// When a version was set: seconds since 1970, with a fraction where there is one.
-pub fn seconds(version: &Version) -> serde_json::Number {
-    let time = humantime::parse_rfc3339(version.updated_at()).unwrap_or(UNIX_EPOCH);
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    match since.subsec_millis() {
-        0 => since.as_secs().into(),
-        // Milliseconds of a time that a clock can show.
-        _ => serde_json::Number::from_f64(since.as_millis() as f64 / 1000.0)
-            .unwrap_or_else(|| since.as_secs().into()),
+/// Seconds since 1970 as AWS writes them, with milliseconds where there are some.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.subsec_millis() {
+            0 => write!(f, "{}", self.0.as_secs()),
+            millis => write!(f, "{}.{millis:03}", self.0.as_secs()),
+        }
     }
+}
+
+/// The same as a number of a document.
+fn seconds(version: &Version) -> Json {
+    serde_json::from_str(&Seconds(version.set_at()).to_string()).unwrap_or_default()
 }
 
 /// A refusal with one of our codes.
@@ -200,7 +212,7 @@ pub fn problem(code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
 }
 
 /// A list entry, or what `DescribeSecret` says besides it: `versions` is how the map of versions is called.
-pub fn about(dropin: &Dropin, name: &Name, entry: &Entry, versions: &str) -> serde_json::Value {
+pub fn about(dropin: &Dropin, name: &Name, entry: &Entry, versions: &str) -> Json {
     let own = aws_names::own(dropin, name).unwrap_or_default();
     let held = [Some(&entry.current), entry.previous.as_ref()];
     let stages: serde_json::Map<_, _> = held
@@ -213,7 +225,7 @@ pub fn about(dropin: &Dropin, name: &Name, entry: &Entry, versions: &str) -> ser
         .collect();
     let oldest = entry.previous.as_ref().unwrap_or(&entry.current);
     json!({
-        "ARN": arn(own),
+        "ARN": Arn(own).to_string(),
         "Name": own,
         "CreatedDate": seconds(oldest),
         "LastChangedDate": seconds(&entry.current),

@@ -1,7 +1,7 @@
 //! AWS's ids and ours: names, ARNs, version ids and stages.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use keyhatch_protocol::{Name, NameError};
 use sha2::{Digest, Sha256};
@@ -66,7 +66,10 @@ pub fn stage(entry: &Entry, version: &Version) -> &'static str {
 pub fn name(dropin: &Dropin, id: &str) -> Result<Name, NameError> {
     let own = name_in_arn(id).unwrap_or(id);
     let own = own.strip_prefix('/').unwrap_or(own);
-    Name::parse(&format!("{}{own}", dropin.aws_prefix))
+    match &*dropin.aws_prefix {
+        "" => Name::parse(own),
+        prefix => Name::parse(&format!("{prefix}{own}")),
+    }
 }
 
 /// What AWS calls a secret of ours; `None` where it is not one of those.
@@ -75,8 +78,16 @@ pub fn own<'a>(dropin: &Dropin, name: &'a Name) -> Option<&'a str> {
 }
 
 /// The ARN of a secret: of no account and of no region, with a suffix of six characters as AWS's have.
-pub fn arn(own: &str) -> String {
-    format!("arn:aws:secretsmanager:keyhatch:000000000000:secret:{own}-KeyHat")
+pub struct Arn<'a>(pub &'a str);
+
+impl fmt::Display for Arn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = self.0;
+        write!(
+            f,
+            "arn:aws:secretsmanager:keyhatch:000000000000:secret:{own}-KeyHat"
+        )
+    }
 }
 
 /// `arn:PARTITION:secretsmanager:REGION:ACCOUNT:secret:NAME-SUFFIX`
@@ -186,7 +197,7 @@ mod tests {
         fn our_own_arn_leads_back(text in "[a-zA-Z0-9/_+=.@-]{1,40}") {
             let dropin = dropin("");
             if let Ok(name_) = Name::parse(&text) {
-                let back = name(&dropin, &arn(own(&dropin, &name_).unwrap())).unwrap();
+                let back = name(&dropin, &Arn(own(&dropin, &name_).unwrap()).to_string()).unwrap();
                 prop_assert_eq!(back, name_);
             }
         }

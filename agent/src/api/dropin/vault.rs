@@ -24,6 +24,9 @@ use crate::cache::{Freshness, Kind};
 use crate::config::Dropin;
 use crate::sources::engine::Supply;
 
+/// The room for what precedes a value.
+const HEAD: usize = 320;
+
 /// What is asked of a mount, or of Vault itself.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -155,7 +158,10 @@ fn version(query: Option<&str>) -> Result<Which, Refused> {
 }
 
 fn name(prefix: &str, path: &str) -> Result<Name, Refused> {
-    let parsed = decoded(path).and_then(|path| Name::parse(&format!("{prefix}{path}")));
+    let parsed = match prefix {
+        "" => Name::from_path(path),
+        _ => decoded(path).and_then(|path| Name::parse(&format!("{prefix}{path}"))),
+    };
     parsed.map_err(|why| Refused(400, vec![why.to_string()]))
 }
 
@@ -202,7 +208,10 @@ fn value(connection: &Connection, id: &RequestId, granted: &Granted) -> VecDeque
     } else {
         numbers.previous.unwrap_or_default()
     };
-    let mut head = format!(
+    let mut head = String::with_capacity(HEAD);
+    // Writing to a string does not fail.
+    let _ = write!(
+        head,
         r#"{{"request_id":"{id}","lease_id":"","renewable":false,"lease_duration":0,"data":{{"metadata":{{"created_time":"{}","custom_metadata":null,"deletion_time":"","destroyed":false,"version":{number}}},"data":"#,
         version.updated_at(),
     );
@@ -215,7 +224,6 @@ fn value(connection: &Connection, id: &RequestId, granted: &Granted) -> VecDeque
     let lease = match field {
         None => version.lease(permit, crate::cache::Form::Raw),
         Some(field) => {
-            // Writing to a string does not fail.
             let _ = write!(head, "{{\"{field}\":");
             tail = "}}";
             version.lease_string(permit)
