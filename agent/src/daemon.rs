@@ -180,6 +180,8 @@ impl Daemon {
         let upstreams = platforms::start(&config, &owners, rooms).map_err(StartError::Config)?;
         let context = Arc::new(Context {
             policy: ArcSwap::new(Arc::clone(&config.policy)),
+            dropin: ArcSwap::new(Arc::new(config.dropin.clone())),
+            numbers: crate::api::Numbers::default(),
             cache,
             sources: states,
             owners,
@@ -284,6 +286,7 @@ impl Daemon {
             .config_files
             .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
+        self.context.dropin.store(Arc::new(fresh.dropin.clone()));
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

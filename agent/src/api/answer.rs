@@ -21,7 +21,8 @@ const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const VERSION: HeaderName = HeaderName::from_static(VERSION_HEADER);
 const STALE: HeaderName = HeaderName::from_static(STALE_HEADER);
 
-fn answer(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
+/// An answer of any kind. It is never stored.
+pub fn of(status: StatusCode, kind: HeaderValue, body: Body) -> Answer {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -36,16 +37,22 @@ pub fn value(version: &Version, form: Form, stale: bool, body: Body) -> Answer {
         Form::Json => JSON,
         Form::Raw => OCTETS,
     };
-    let mut response = answer(StatusCode::OK, kind, body);
+    let mut response = of(StatusCode::OK, kind, body);
     let headers = response.headers_mut();
     headers.insert(ETAG, version.etag().clone());
     if form == Form::Raw {
         headers.insert(VERSION, version.header().clone());
-        if stale {
-            headers.insert(STALE, HeaderValue::from_static("true"));
-        }
+    }
+    if form == Form::Raw && stale {
+        mark_stale(&mut response);
     }
     response
+}
+
+/// Says that the source no longer stands behind the value, where the body has no place for it.
+pub fn mark_stale(answer: &mut Answer) {
+    let headers = answer.headers_mut();
+    headers.insert(STALE, HeaderValue::from_static("true"));
 }
 
 /// 304: the version that the peer has is the current one.
@@ -59,17 +66,17 @@ pub fn not_modified(version: &Version) -> Answer {
 
 /// A JSON document without secrets.
 pub fn document(status: StatusCode, document: &impl Serialize) -> Answer {
-    answer(status, JSON, Body::one(to_json(document)))
+    of(status, JSON, Body::one(to_json(document)))
 }
 
 /// JSON pieces, of which some may be leases.
 pub fn pieces(pieces: std::collections::VecDeque<Bytes>) -> Answer {
-    answer(StatusCode::OK, JSON, Body::Pieces(pieces))
+    of(StatusCode::OK, JSON, Body::Pieces(pieces))
 }
 
 /// Text of another kind, such as metrics.
 pub fn text(kind: &'static str, text: String) -> Answer {
-    answer(
+    of(
         StatusCode::OK,
         HeaderValue::from_static(kind),
         Body::one(text),
@@ -78,14 +85,14 @@ pub fn text(kind: &'static str, text: String) -> Answer {
 
 /// A stream of events.
 pub fn events(watch: super::watch::Watch) -> Answer {
-    answer(StatusCode::OK, EVENTS, Body::Watch(Box::new(watch)))
+    of(StatusCode::OK, EVENTS, Body::Watch(Box::new(watch)))
 }
 
 /// A problem document (RFC 9457).
 pub fn problem(code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
     let document = Problem::new(code, detail.map(str::to_owned), id.as_str().to_owned());
     let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = answer(status, PROBLEM, Body::one(to_json(&document)));
+    let mut response = of(status, PROBLEM, Body::one(to_json(&document)));
     if code == Code::RateLimited {
         response
             .headers_mut()

@@ -11,6 +11,7 @@ use super::context::Context;
 use super::id::RequestId;
 use super::io::Stall;
 use super::limits::Connected;
+use super::surface::Surface;
 use crate::audit::{Entry, Event, Facts as RecordFacts, Phrase, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
 use crate::identity::{Peer, Standing};
@@ -48,6 +49,7 @@ struct Memo {
 
 /// A record that is repeated for each read of the same version.
 struct Last {
+    surface: Surface,
     event: Event,
     version: Arc<str>,
     phrase: Phrase,
@@ -58,6 +60,8 @@ const MEMO: usize = 16;
 
 /// One thing that a peer wants to do.
 pub struct Wish<'a> {
+    /// The way it is asked.
+    pub surface: Surface,
     /// The event to record.
     pub event: Event,
     /// The action that needs a grant.
@@ -133,8 +137,10 @@ impl Connection {
             .iter()
             .find(|m| m.name == *wish.name && m.action == wish.action)?;
         let last = known.last.as_ref()?;
-        let same =
-            last.event == wish.event && wish.extra.is_none() && wish.version == Some(&last.version);
+        let same = last.surface == wish.surface
+            && last.event == wish.event
+            && wish.extra.is_none()
+            && wish.version == Some(&last.version);
         if !same || self.context.cache.is_sealed() || self.standing(bound).is_some() {
             return None;
         }
@@ -147,12 +153,12 @@ impl Connection {
     }
 
     /// Records a request that is over a limit.
-    pub fn limited(&self, bound: &Bound, id: &RequestId) {
+    pub fn limited(&self, bound: &Bound, id: &RequestId, surface: Surface) {
         let entry = Entry {
             decision: Verdict::Deny,
             reason: Some(Reason::Limited.as_str()),
             who: Some(&bound.who),
-            surface: "native",
+            surface: surface.as_str(),
             request_id: Some(id.as_str()),
             ..Entry::of(Event::SecretRead)
         };
@@ -167,7 +173,13 @@ impl Connection {
     }
 
     /// Decides and records a list: a bot may always ask, and sees what it may see.
-    pub fn judge_list(&self, bound: &Bound, id: &RequestId, prefix: &str) -> Result<(), Code> {
+    pub fn judge_list(
+        &self,
+        bound: &Bound,
+        id: &RequestId,
+        surface: Surface,
+        prefix: &str,
+    ) -> Result<(), Code> {
         let reason = match (self.standing(bound), &bound.found) {
             (Some(refusal), _) => refusal.into(),
             (None, BotMatch::NoBot { .. }) => Reason::NoBot,
@@ -186,7 +198,7 @@ impl Connection {
             reason: Some(reason.as_str()),
             secret: Some(prefix),
             who: Some(&bound.who),
-            surface: "native",
+            surface: surface.as_str(),
             request_id: Some(id.as_str()),
             extra: nearest.as_deref(),
             ..Entry::of(Event::SecretList)
@@ -259,7 +271,7 @@ impl Connection {
             secret: Some(wish.name.as_str()),
             version: wish.version.filter(|_| allowed).map(|version| &**version),
             who: Some(&bound.who),
-            surface: "native",
+            surface: wish.surface.as_str(),
             request_id: Some(id.as_str()),
             extra: nearest.as_deref().or(wish.extra),
         };
@@ -313,6 +325,7 @@ impl Bound {
             .find(|m| m.name == *wish.name && m.action == wish.action);
         if let Some(known) = known {
             known.last = Some(Last {
+                surface: wish.surface,
                 event: wish.event,
                 version: Arc::clone(version),
                 phrase,
@@ -327,6 +340,15 @@ impl Bound {
     /// Whether the peer may read or list the name, and so may learn that it is absent.
     pub fn may_see(&self, name: &Name) -> bool {
         self.policy.may_see(&self.found, name)
+    }
+
+    /// The action that lets the peer see a name and its versions: to list it, or else to read it.
+    pub fn action_to_see(&self, name: &Name) -> Action {
+        if self.may_list(name) {
+            Action::List
+        } else {
+            Action::Read
+        }
     }
 
     /// Whether the peer may see the name in a list.

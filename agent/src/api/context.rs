@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use keyhatch_protocol::Name;
 
+use super::dropin::Numbers;
 use super::id::RequestIds;
 use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
-use crate::config::Stamps;
+use crate::config::{Dropin, Stamps};
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
@@ -21,6 +22,10 @@ use crate::sources::{Owners, States};
 pub struct Context {
     /// The policy that decides. A reload swaps it.
     pub policy: ArcSwap<Policy>,
+    /// How names of the drop-in surfaces map to ours. A reload swaps it.
+    pub dropin: ArcSwap<Dropin>,
+    /// The numbers of versions, for surfaces that count them.
+    pub numbers: Numbers,
     /// The values.
     pub cache: Arc<Cache>,
     /// How the sources are.

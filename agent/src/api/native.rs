@@ -1,15 +1,12 @@
 //! The native API: values, lists, batches, watches, and who the peer is.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use keyhatch_protocol::{
     Action, BatchError, BatchRequest, Code, Health, ListReply, Listed, MAX_BATCH, Name,
@@ -20,66 +17,19 @@ use super::answer::{self, Answer};
 use super::body::Body;
 use super::connection::{Bound, Connection, Wish};
 use super::id::RequestId;
-use super::request::{self, Ask, Bad, List, Secret, Which};
-use super::supply;
+use super::reading::{self, Granted, Reading};
+use super::request::{self, Ask, Bad, List, Secret};
+use super::route::Reply;
+use super::surface::Surface;
 use super::watch::Watch;
+use super::{incoming, supply};
 use crate::audit::Event;
-use crate::cache::{Entry, Form, Freshness, LoadError, Permit, STALE, Version};
+use crate::cache::{Form, Freshness, LoadError, STALE};
 use crate::policy::BotMatch;
 use crate::sources::engine::Supply;
 
-/// The largest body of a request: a batch of the longest names fits.
-const LARGEST_BODY: usize = 64 * 1024;
-
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(10);
-
-/// How long a request over the limit is held, so that a flood slows itself down.
-const HELD: Duration = Duration::from_secs(1);
-
-/// An answer that is ready, or one that has to wait.
-pub enum Reply {
-    /// Made without waiting.
-    Now(Answer),
-    /// Made by waiting.
-    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
-}
-
-impl Reply {
-    fn later(future: impl Future<Output = Answer> + Send + 'static) -> Self {
-        Self::Later(Box::pin(future))
-    }
-}
-
-/// Answers one request of a bot. A read that needs nothing but memory is answered without a future.
-pub fn reply(connection: &Arc<Connection>, request: Request<Incoming>) -> Reply {
-    let id = connection.context.ids.next();
-    let bound = connection.bound_now();
-    let admitted = connection.limits.admit();
-    match (bound, admitted) {
-        (Some(bound), true) => route(connection, &bound, id, request),
-        (bound, admitted) => {
-            let connection = Arc::clone(connection);
-            Reply::later(async move {
-                let bound = match bound {
-                    Some(bound) => bound,
-                    None => connection.bound().await,
-                };
-                if !admitted {
-                    connection.limited(&bound, &id);
-                    tokio::time::sleep(HELD).await;
-                    return answer::problem(Code::RateLimited, &id, None);
-                }
-                match route(&connection, &bound, id, request) {
-                    Reply::Now(answer) => answer,
-                    Reply::Later(future) => future.await,
-                }
-            })
-        }
-    }
-}
-
-fn route(
+/// Answers one request of the native API. A read that needs nothing but memory is answered without a future.
+pub fn reply(
     connection: &Arc<Connection>,
     bound: &Arc<Bound>,
     id: RequestId,
@@ -103,7 +53,8 @@ fn route(
                     Ok(batch) => batch,
                     Err((code, why)) => return answer::problem(code, &id, Some(&why)),
                 };
-                let supplies = supply::all(&connection, &bound, &batch.names).await;
+                let names = batch.names.iter().filter_map(|name| Name::parse(name).ok());
+                let supplies = supply::all(&connection, &bound, names).await;
                 let bound = connection.bound().await;
                 batch_reply(&connection, &bound, &id, batch, &supplies)
             })
@@ -143,10 +94,9 @@ fn secret(
     Reply::later(async move {
         let supply = supply::wait(&connection, &ask, pending).await;
         let bound = connection.bound().await;
-        match secret_held(&connection, &bound, id, ask, shape, Some(supply)) {
-            Reply::Now(answer) => answer,
-            Reply::Later(answer) => answer.await,
-        }
+        secret_held(&connection, &bound, id, ask, shape, Some(supply))
+            .answer()
+            .await
     })
 }
 
@@ -236,7 +186,7 @@ fn changed(connection: &Connection, bound: &Bound, ask: &Secret, known: &str) ->
     let snapshot = connection.context.cache.snapshot();
     let same = snapshot
         .get(ask.name.as_str())
-        .and_then(|entry| pick(entry, &ask.which))
+        .and_then(|entry| reading::pick(connection, entry, &ask.which))
         .is_some_and(|version| &**version.id() == known);
     !same || !connection.may_still(bound, Action::Read, &ask.name)
 }
@@ -251,49 +201,30 @@ fn read(
     known: Option<&str>,
     supply: Option<Supply>,
 ) -> Result<Outcome, Code> {
-    let snapshot = connection.context.cache.snapshot();
-    let held = snapshot.get(ask.name.as_str());
-    let entry = held.filter(|entry| entry.freshness() != Freshness::Withheld);
-    // What is held but too old is as good as not answered for.
-    let supply =
-        supply.or_else(|| (held.is_some() && entry.is_none()).then_some(Supply::Unavailable));
-    let version = entry.and_then(|entry| pick(entry, &ask.which));
-    let same = version.is_some_and(|version| Some(&**version.id()) == known);
-    let wish = Wish {
-        event: Event::SecretRead,
-        action: Action::Read,
-        name: &ask.name,
-        version: version.map(|version| version.id()),
-        supply,
-        extra: same.then_some("\"not_modified\":true"),
+    let reading = Reading {
+        known,
+        ..Reading::of(Surface::Native, ask, supply)
     };
-    let permit = connection.judge(bound, id, &wish)?;
-    let (Some(entry), Some(version)) = (entry, version) else {
-        return Err(Code::NotFound);
-    };
-    if same {
+    let granted = reading::read(connection, bound, id, &reading)?;
+    let Granted { entry, version, .. } = &granted;
+    if granted.same {
         return Ok(Outcome::NotModified(answer::not_modified(version)));
     }
     let body = match &ask.field {
-        None => whole(entry, version, &permit, form),
-        Some(field) => field_of(connection, entry, version, &permit, field, form)?,
+        None => whole(&granted, form),
+        Some(field) => field_of(connection, &granted, field, form)?,
     };
     let stale = entry.freshness() == Freshness::Stale;
     Ok(Outcome::Answer(answer::value(version, form, stale, body)))
 }
 
-fn pick<'a>(entry: &'a Entry, which: &Which) -> Option<&'a Arc<Version>> {
-    match which {
-        Which::Current => Some(&entry.current),
-        Which::Previous => entry.previous.as_ref(),
-        Which::Id(id) => [Some(&entry.current), entry.previous.as_ref()]
-            .into_iter()
-            .flatten()
-            .find(|version| **version.id() == **id),
-    }
-}
-
-fn whole(entry: &Entry, version: &Version, permit: &Permit, form: Form) -> Body {
+fn whole(granted: &Granted, form: Form) -> Body {
+    let Granted {
+        entry,
+        version,
+        permit,
+        ..
+    } = granted;
     if form == Form::Json && entry.freshness() == Freshness::Stale {
         let pieces = [
             Bytes::from_owner(version.lease_but_staleness(permit)),
@@ -306,12 +237,16 @@ fn whole(entry: &Entry, version: &Version, permit: &Permit, form: Form) -> Body 
 
 fn field_of(
     connection: &Connection,
-    entry: &Entry,
-    version: &Version,
-    permit: &Permit,
+    granted: &Granted,
     field: &str,
     form: Form,
 ) -> Result<Body, Code> {
+    let Granted {
+        entry,
+        version,
+        permit,
+        ..
+    } = granted;
     let arena = connection.context.cache.arena();
     match version.lease_field(permit, arena, entry, field, form) {
         Ok(Some(lease)) => Ok(Body::one(Bytes::from_owner(lease))),
@@ -331,7 +266,7 @@ fn list(
     id: &RequestId,
     ask: &List,
 ) -> Result<Answer, Code> {
-    connection.judge_list(bound, id, &ask.prefix)?;
+    connection.judge_list(bound, id, Surface::Native, &ask.prefix)?;
     let snapshot = connection.context.cache.snapshot();
     let mut seen = snapshot
         .list(&ask.prefix, ask.after.as_deref())
@@ -353,26 +288,7 @@ fn list(
 }
 
 async fn read_batch(body: Incoming) -> Result<BatchRequest, (Code, String)> {
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
-        return Err((
-            Code::TooLarge,
-            format!("a body has at most {LARGEST_BODY} bytes"),
-        ));
-    }
-    let read = Limited::new(body, LARGEST_BODY).collect();
-    let Ok(read) = tokio::time::timeout(BODY_TIME, read).await else {
-        return Err((Code::Timeout, "the body did not arrive in time".into()));
-    };
-    let bytes = match read {
-        Ok(read) => read.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            return Err((
-                Code::TooLarge,
-                format!("a body has at most {LARGEST_BODY} bytes"),
-            ));
-        }
-        Err(_) => return Err((Code::BadRequest, "the body did not arrive whole".into())),
-    };
+    let bytes = incoming::read(body).await?;
     let batch: BatchRequest = serde_json::from_slice(&bytes).map_err(|_| {
         (
             Code::BadRequest,
@@ -394,20 +310,16 @@ fn batch_reply(
     bound: &Bound,
     id: &RequestId,
     batch: BatchRequest,
-    supplies: &HashMap<String, Supply>,
+    supplies: &HashMap<Name, Supply>,
 ) -> Answer {
     let mut pieces = VecDeque::from([Bytes::from_static(b"{\"secrets\":[")]);
     let mut errors = Vec::new();
     for name in batch.names {
-        let supply = supplies.get(&name).copied();
         let read = Name::parse(&name)
             .map_err(|_| Code::BadRequest)
             .and_then(|name| {
-                let ask = Secret {
-                    name,
-                    which: Which::Current,
-                    field: None,
-                };
+                let supply = supplies.get(&name).copied();
+                let ask = Secret::current(name);
                 read(connection, bound, id, &ask, Form::Json, None, supply)
             });
         match read {
@@ -474,6 +386,7 @@ fn watch_held(
             .get(name.as_str())
             .map(|entry| Arc::clone(entry.current.id()));
         let wish = Wish {
+            surface: Surface::Native,
             event: Event::SecretWatch,
             action: Action::Watch,
             name,

@@ -6,6 +6,7 @@ use hyper::Method;
 use hyper::header::{ACCEPT, HeaderMap, HeaderName, IF_NONE_MATCH};
 use keyhatch_protocol::{MAX_BATCH, Name, OCTET_STREAM, percent_decode};
 
+use super::dropin::AwsVersion;
 use crate::cache::Form;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -44,6 +45,17 @@ pub struct Secret {
     pub field: Option<String>,
 }
 
+impl Secret {
+    /// The whole current value.
+    pub fn current(name: Name) -> Self {
+        Self {
+            name,
+            which: Which::Current,
+            field: None,
+        }
+    }
+}
+
 /// A version as a request names it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Which {
@@ -53,6 +65,10 @@ pub enum Which {
     Previous,
     /// The one with this id.
     Id(String),
+    /// The one that AWS would find.
+    Aws(AwsVersion),
+    /// The one with this number among a secret's versions.
+    Number(u64),
 }
 
 /// A request for names.
@@ -110,11 +126,7 @@ fn no_such_path() -> Bad {
 }
 
 fn secret(name: Name, query: Option<&str>) -> Result<Secret, Bad> {
-    let mut ask = Secret {
-        name,
-        which: Which::Current,
-        field: None,
-    };
+    let mut ask = Secret::current(name);
     for (key, value) in pairs(query) {
         match key {
             "version" => {
@@ -183,7 +195,8 @@ fn unknown(key: &str, known: &str) -> Bad {
     Bad::Request(format!("no such parameter {key:?}; there is {known}"))
 }
 
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+/// The parameters of a query, still encoded.
+pub fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     query
         .unwrap_or_default()
         .split('&')

@@ -27,7 +27,7 @@ use super::connection::Connection;
 use super::context::Context;
 use super::id::RequestId;
 use super::io::{Io, Seconds, Stall};
-use super::native::{self, Reply};
+use super::route::{self, Reply};
 use crate::identity::Peer;
 use crate::sys::exits::ExitSet;
 
@@ -254,7 +254,7 @@ async fn serve(io: Io, connection: Arc<Connection>) {
     }
 }
 
-/// Hands each request of a connection to the native API.
+/// Hands each request of a connection to the surface that answers it.
 struct Handler(Arc<Connection>);
 
 impl Service<Request<Incoming>> for Handler {
@@ -264,7 +264,7 @@ impl Service<Request<Incoming>> for Handler {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.0.stall.head_is_whole();
-        match native::reply(&self.0, request) {
+        match route::reply(&self.0, request) {
             Reply::Now(answer) => Answering::Now(ready(Ok(answer))),
             Reply::Later(future) => {
                 self.0.stall.answer_begins();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use keyhatch_protocol::{Action, Name};
 
 use super::connection::{Bound, Connection};
+use super::reading;
 use super::request::{Secret, Which};
 use crate::cache::Freshness;
 use crate::sources::engine::{Pending, Supply, Wanted};
@@ -37,21 +38,28 @@ pub async fn wait(connection: &Connection, ask: &Secret, pending: Pending) -> Su
 pub async fn all(
     connection: &Connection,
     bound: &Bound,
-    names: &[String],
-) -> HashMap<String, Supply> {
-    let lacking = names.iter().filter_map(|text| {
-        let secret = Secret {
-            name: Name::parse(text).ok()?,
-            which: Which::Current,
-            field: None,
-        };
-        Some((text.clone(), ask(connection, bound, &secret)?))
+    names: impl Iterator<Item = Name>,
+) -> HashMap<Name, Supply> {
+    let lacking = names.filter_map(|name| {
+        let pending = ask(connection, bound, &Secret::current(name.clone()))?;
+        Some((name, pending))
     });
     let mut supplies = HashMap::new();
     for (name, pending) in lacking.collect::<Vec<_>>() {
         supplies.insert(name, pending.wait().await);
     }
     supplies
+}
+
+/// Asks an upstream whether what is held still is current; `None` where no upstream has it.
+pub fn again(connection: &Connection, bound: &Bound, name: &Name) -> Option<Pending> {
+    let context = &connection.context;
+    let may_read = context.upstreams.supplies(name)
+        && !context.cache.is_sealed()
+        && connection.may_still(bound, Action::Read, name);
+    may_read
+        .then(|| context.upstreams.ask_again(name))
+        .flatten()
 }
 
 /// Asks for the names of a watch that are not held.
@@ -77,10 +85,7 @@ fn lacking(connection: &Connection, name: &Name, which: &Which) -> Option<Wanted
     let Some(entry) = entry else {
         return Some(Wanted::Current);
     };
-    let wants_current = match which {
-        Which::Current => true,
-        Which::Previous => false,
-        Which::Id(id) => **entry.current.id() == **id,
-    };
-    (!wants_current && entry.previous.is_none()).then_some(Wanted::Previous)
+    let may_be_previous = *which != Which::Current && entry.previous.is_none();
+    (may_be_previous && reading::pick(connection, entry, which).is_none())
+        .then_some(Wanted::Previous)
 }

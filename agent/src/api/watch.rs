@@ -19,6 +19,7 @@ use tokio::sync::watch::Receiver;
 use super::connection::{Connection, Wish};
 use super::id::RequestId;
 use super::limits::Watching;
+use super::surface::Surface;
 use crate::audit::Event;
 
 /// How often a silent stream says that it lives.
@@ -156,6 +157,7 @@ impl State {
             (Some(_), None) => ChangeKind::Removed,
         };
         let wish = Wish {
+            surface: Surface::Native,
             event: Event::SecretWatch,
             action: Action::Watch,
             name,

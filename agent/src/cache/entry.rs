@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
 use keyhatch_protocol::Name;
@@ -78,8 +79,36 @@ pub struct Version {
     /// The version as a header value.
     header: HeaderValue,
     updated_at: Box<str>,
+    /// The same as the time since 1970.
+    set_at: Duration,
     json: Arc<Block>,
+    /// The JSON string of the value inside the reply.
+    string: Range<usize>,
+    kind: Kind,
     raw: Raw,
+}
+
+/// What a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A JSON object: it has fields.
+    Object,
+    /// Any other text.
+    Text,
+    /// Bytes that are not UTF-8.
+    Binary,
+}
+
+impl Kind {
+    fn of(value: &[u8], is_text: bool) -> Self {
+        if !is_text {
+            Self::Binary
+        } else if field::is_object(value) {
+            Self::Object
+        } else {
+            Self::Text
+        }
+    }
 }
 
 /// Where the exact bytes of the value are.
@@ -103,6 +132,7 @@ impl Version {
     /// Renders a value that stands in secret memory.
     pub fn load(arena: &Arc<Arena>, about: &About<'_>, value: Block) -> Result<Self, LoadError> {
         let rendered = render::reply(arena, about, &value)?;
+        let kind = Kind::of(&value, rendered.is_text);
         let raw = match rendered.raw {
             Some(range) => Raw::Inside(range),
             None => Raw::Own(Arc::new(value)),
@@ -115,7 +145,10 @@ impl Version {
             etag: header(&format!("\"{}\"", about.version))?,
             header: header(about.version)?,
             updated_at: about.updated_at.into(),
+            set_at: since_1970(about.updated_at),
             json: Arc::new(rendered.json),
+            string: rendered.string,
+            kind,
             raw,
         })
     }
@@ -146,6 +179,18 @@ impl Version {
             (Form::Raw, Raw::Own(block)) => Lease::whole(block),
             (Form::Raw, Raw::Inside(range)) => Lease::part(&self.json, range.clone()),
         }
+    }
+
+    /// What the value is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The value as a JSON string, quotes included: its text, or base64 where it is [`Kind::Binary`].
+    #[must_use]
+    pub fn lease_string(&self, _permit: &Permit) -> Lease {
+        Lease::part(&self.json, self.string.clone())
     }
 
     /// The JSON document up to the word that says whether the value is stale.
@@ -187,6 +232,12 @@ impl Version {
         &self.updated_at
     }
 
+    /// When the value was set, as the time since 1970; nothing where the source told no time.
+    #[must_use]
+    pub fn set_at(&self) -> Duration {
+        self.set_at
+    }
+
     /// The plaintext, for comparing and for sealing a copy; an answer takes a lease.
     pub(crate) fn plaintext(&self) -> &[u8] {
         self.raw()
@@ -198,4 +249,9 @@ impl Version {
             Raw::Own(block) => block,
         }
     }
+}
+
+fn since_1970(time: &str) -> Duration {
+    let time = humantime::parse_rfc3339(time).unwrap_or(UNIX_EPOCH);
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

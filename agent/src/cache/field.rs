@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// Finds field `name` of `value` and hands its bytes to `found`: a string's text, anything else's JSON.
@@ -27,6 +28,13 @@ pub fn with<T>(value: &[u8], name: &str, found: impl FnOnce(&[u8]) -> T) -> Opti
     Some(found(text.as_bytes()))
 }
 
+/// Whether a value is a JSON object, so that it has fields.
+pub fn is_object(value: &[u8]) -> bool {
+    // Told at a glance of most values, before a parser runs.
+    value.trim_ascii_start().starts_with(b"{")
+        && serde_json::from_slice::<IgnoredAny>(value).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,8 +56,10 @@ mod tests {
         assert_eq!(get(value, "tls").as_deref(), Some(&br#"{"on":true}"#[..]));
         assert_eq!(get(value, "name").as_deref(), Some(&b"x"[..]));
         assert_eq!(get(value, "absent"), None);
+        assert!(is_object(value.as_bytes()) && is_object(b" {}\n"));
         for not_an_object in ["[1]", "\"text\"", "plain", "", "{\"a\":1"] {
             assert_eq!(get(not_an_object, "a"), None, "{not_an_object}");
+            assert!(!is_object(not_an_object.as_bytes()), "{not_an_object}");
         }
     }
 }

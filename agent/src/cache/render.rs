@@ -11,11 +11,15 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::sys::arena::{Arena, Block, Draft, Full};
 
-/// A rendered JSON reply, and where in it the raw value stands if it stands there unescaped.
+/// A rendered JSON reply, and where in it the value stands.
 pub struct Rendered {
     /// The whole reply.
     pub json: Block,
-    /// The raw value inside it.
+    /// The JSON string of the value inside it, quotes included.
+    pub string: Range<usize>,
+    /// Whether that is the value's text; else it is base64.
+    pub is_text: bool,
+    /// The raw value inside it, if it stands there unescaped.
     pub raw: Option<Range<usize>>,
 }
 
@@ -70,10 +74,12 @@ pub fn reply(arena: &Arc<Arena>, about: &About<'_>, value: &[u8]) -> Result<Rend
         base64(value, middle);
     }
     let unescaped = text && inner == value.len();
-    let raw = unescaped.then(|| head.len()..head.len() + inner);
+    let raw = head.len()..head.len() + inner;
     Ok(Rendered {
         json: draft.freeze(),
-        raw,
+        string: raw.start - 1..raw.end + 1,
+        is_text: text,
+        raw: unescaped.then_some(raw),
     })
 }
 
@@ -164,6 +170,9 @@ mod tests {
                 None => STANDARD.decode(parsed["value_base64"].as_str().unwrap()).unwrap(),
             };
             prop_assert_eq!(back, value);
+            let string: serde_json::Value = serde_json::from_slice(&rendered.json[rendered.string]).unwrap();
+            let key = if rendered.is_text { "value" } else { "value_base64" };
+            prop_assert_eq!(&parsed[key], &string);
             prop_assert_eq!(&parsed["stale"], &serde_json::Value::Bool(false));
         }
 

@@ -6,6 +6,7 @@
 mod agent;
 mod audit;
 mod document;
+mod dropin;
 mod held;
 mod host;
 mod rules;
@@ -21,6 +22,7 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};
@@ -36,8 +38,8 @@ use section::{Section, Value, not_yet};
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
 /// The tables of this version, and those of later ones.
-const TABLES: [&str; 5] = ["agent", "audit", "bot", "role", "source"];
-const LATER_TABLES: [&str; 5] = ["detect", "dropin", "honeytoken", "rotation", "route"];
+const TABLES: [&str; 6] = ["agent", "audit", "bot", "dropin", "role", "source"];
+const LATER_TABLES: [&str; 4] = ["detect", "honeytoken", "rotation", "route"];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct Config {
     pub policy: Arc<Policy>,
     /// `[audit]`.
     pub audit: Audit,
+    /// `[dropin]`.
+    pub dropin: Dropin,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -121,6 +125,7 @@ fn assemble(
         depth,
         &mut report,
     );
+    let dropin = dropin::read(&parts.dropin, &mut report);
     let policy = read_policy(&parts, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
@@ -138,6 +143,7 @@ fn assemble(
         sources,
         policy: Arc::new(policy.unwrap_or_default()),
         audit,
+        dropin,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -150,6 +156,7 @@ fn assemble(
 struct Parts<'a> {
     agent: Section<'a>,
     audit: Section<'a>,
+    dropin: Section<'a>,
     sources: Vec<Section<'a>>,
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
@@ -160,6 +167,7 @@ impl<'a> Parts<'a> {
         Self {
             agent: Section::new("[agent]"),
             audit: Section::new("[audit]"),
+            dropin: Section::new("[dropin]"),
             sources: Vec::new(),
             bots: Vec::new(),
             roles: Vec::new(),
@@ -170,6 +178,7 @@ impl<'a> Parts<'a> {
         match value.key {
             "agent" => drop(self.agent.add(value, report)),
             "audit" => drop(self.audit.add(value, report)),
+            "dropin" => drop(self.dropin.add(value, report)),
             "source" => self.sources.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),

@@ -104,7 +104,29 @@ fn bots_and_roles_are_a_complete_configuration() {
             keep_for: Duration::from_secs(90 * 86400),
         }
     );
+    assert_eq!(config.dropin.aws_prefix, "");
+    assert_eq!(
+        config.dropin.vault_mounts,
+        [("secret".to_owned(), String::new())].into()
+    );
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn drop_in_names_are_read() {
+    let config = read(&[(
+        "k.toml",
+        "[dropin]\naws_prefix = \"aws/\"\nvault_mounts = { secret = \"\", \"kv/two/\" = \"other/\" }\n",
+    )])
+    .unwrap();
+    assert_eq!(config.dropin.aws_prefix, "aws/");
+    let mounts: Vec<(&str, &str)> = config
+        .dropin
+        .vault_mounts
+        .iter()
+        .map(|(mount, prefix)| (&**mount, &**prefix))
+        .collect();
+    assert_eq!(mounts, [("kv/two", "other/"), ("secret", "")]);
 }
 
 #[test]

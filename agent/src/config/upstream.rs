@@ -129,7 +129,7 @@ const COMMON: [&str; 8] = [
 ];
 
 /// Where methods and engines are mounted: segments without a slash at either end.
-fn checked_path(key: &str, at: &At<&str>, report: &mut Report) -> Option<String> {
+pub(super) fn checked_path(key: &str, at: &At<&str>, report: &mut Report) -> Option<String> {
     let fits = |segment: &str| {
         !matches!(segment, "" | "." | "..")
             && segment

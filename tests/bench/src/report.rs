@@ -52,7 +52,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 11] = [
+const TARGETS: [(&str, &str, Figure, Bound); 14] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",
@@ -118,6 +118,24 @@ const TARGETS: [(&str, &str, Figure, Bound); 11] = [
         "bao_rate_64",
         Figure::Agent,
         Bound::AtLeast(0.95),
+    ),
+    (
+        "throughput of AWS's agent's API, of native",
+        "aws_agent_rate_64",
+        Figure::Agent,
+        Bound::AtLeast(0.80),
+    ),
+    (
+        "throughput of AWS JSON 1.1, of native",
+        "aws_rate_64",
+        Figure::Agent,
+        Bound::AtLeast(0.80),
+    ),
+    (
+        "throughput of Vault KV v2, of native",
+        "vault_rate_64",
+        Figure::Agent,
+        Bound::AtLeast(0.80),
     ),
 ];
 

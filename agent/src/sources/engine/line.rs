@@ -18,6 +18,8 @@ use super::{Supply, Wanted};
 use crate::policy::Pattern;
 use crate::sources::upstream::{Answer, Fetched, Lease, Trouble, Upstream};
 
+/// How soon a value that is held may be asked for again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long an absent name is known to be absent.
 const ABSENT: Duration = Duration::from_secs(5);
 /// How many absent names are remembered.
@@ -29,10 +31,11 @@ const SLEEP: Duration = Duration::from_secs(60);
 
 /// What a source is told.
 pub enum Asked {
-    /// A version of a secret is wanted that is not held.
+    /// A version of a secret is wanted that is not held; or, `again`, is asked for although it is.
     Supply {
         name: Name,
         wanted: Wanted,
+        again: bool,
         reply: oneshot::Sender<Supply>,
     },
     Seal(oneshot::Sender<()>),
@@ -139,7 +142,9 @@ impl<U: Upstream> Loop<U> {
                 Some(portion) = self.portions.recv() => self.serve_portion(portion),
                 Some(Ok(done)) = self.calls.join_next(), if !self.calls.is_empty() => self.finish(done),
                 asked = inbox.recv() => match asked {
-                    Some(Asked::Supply { name, wanted, reply }) => self.supply(name, wanted, reply),
+                    Some(Asked::Supply { name, wanted, again, reply }) => {
+                        self.supply(name, wanted, again, reply);
+                    }
                     Some(Asked::Seal(reply)) => { self.seal(); let _ = reply.send(()); }
                     Some(Asked::Unseal(reply)) => { self.unseal(); let _ = reply.send(()); }
                     Some(Asked::Stop(reply)) => { self.stop(); let _ = reply.send(()); return; }
@@ -275,14 +280,15 @@ impl<U: Upstream> Loop<U> {
         }
     }
 
-    fn supply(&mut self, name: Name, wanted: Wanted, reply: oneshot::Sender<Supply>) {
+    fn supply(&mut self, name: Name, wanted: Wanted, again: bool, reply: oneshot::Sender<Supply>) {
         let now = Moment::now();
         let wish = (name, wanted);
         let served = self.serving.served(&wish.0);
-        let known = match wanted {
+        let held = match wanted {
             Wanted::Current => served.is_some(),
             Wanted::Previous => served.is_some_and(|entry| entry.previous.is_some()),
         };
+        let known = held && !(again && self.is_worth_asking(&wish.0, now));
         let answer = if self.sealed {
             Some(Supply::Unavailable)
         } else if known {
@@ -293,7 +299,7 @@ impl<U: Upstream> Loop<U> {
             None
         } else if self.serving.is_down() {
             Some(Supply::Unavailable)
-        } else if !self.budget.allows(now) {
+        } else if !held && !self.budget.allows(now) {
             Some(Supply::Limited)
         } else {
             None
@@ -303,6 +309,14 @@ impl<U: Upstream> Loop<U> {
             Some(answer) => drop(reply.send(answer)),
             None => self.want(wish, Some(reply)),
         }
+    }
+
+    /// Whether the upstream may say more of a value that is held: it answers, the value is not lent, and it
+    /// has not just been asked.
+    fn is_worth_asking(&self, name: &Name, now: Moment) -> bool {
+        !self.serving.is_down()
+            && !self.lent.contains_key(name)
+            && !self.serving.is_confirmed_since(name, now - AGAIN)
     }
 
     /// One call, however many ask.

@@ -246,12 +246,24 @@ impl Upstreams {
     /// Asks the upstream that owns `name` for a version that is not held; `None` where none does.
     #[must_use]
     pub fn ask(&self, name: &Name, wanted: Wanted) -> Option<Pending> {
+        self.send(name, wanted, false)
+    }
+
+    /// Asks the upstream that owns `name` for its current value, although it is held; `None` where none does.
+    /// Within a second of the last time the answer is what is held.
+    #[must_use]
+    pub fn ask_again(&self, name: &Name) -> Option<Pending> {
+        self.send(name, Wanted::Current, true)
+    }
+
+    fn send(&self, name: &Name, wanted: Wanted, again: bool) -> Option<Pending> {
         let door = self.door(name)?;
         let (reply, answer) = oneshot::channel();
         // Where the thread has ended, the answer says so by never coming.
         let _ = door.asks.send(Asked::Supply {
             name: name.clone(),
             wanted,
+            again,
             reply,
         });
         Some(Pending {

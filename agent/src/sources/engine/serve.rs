@@ -234,6 +234,11 @@ impl Serving {
             .map_err(|why: LoadError| why.to_string())
     }
 
+    /// Whether the upstream stood behind a value that it was asked for after `moment`.
+    pub fn is_confirmed_since(&self, name: &Name, moment: Moment) -> bool {
+        self.confirmed.get(name).is_some_and(|at| *at > moment)
+    }
+
     /// The upstream stood behind these when it was asked.
     pub fn confirm(&mut self, names: impl IntoIterator<Item = Name>, asked: Moment) {
         for name in names {

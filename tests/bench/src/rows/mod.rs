@@ -1,5 +1,6 @@
 //! The rows of the report. Each group stands on its own: one that fails is named, and the next one runs.
 
+mod dropin;
 mod life;
 mod rotation;
 mod speed;
@@ -98,6 +99,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
     });
     group(report, "selectors", |report| {
         speed::by_selector(plan, &site, &bare, &agent, &ask, report)
+    });
+    group(report, "drop-in surfaces", |report| {
+        dropin::all(plan, &agent, report)
     });
     drop(agent);
     group(report, "cold start", |report| {
