@@ -173,6 +173,8 @@ BAO_ONLY = {
     "sys/leader": {"active_time", "raft_applied_index", "raft_committed_index"},
     "sys/seal-status": {"recovery_seal_type"},
 }
+# What every token of OpenBao's says but the first root token, which is what asks here.
+NOT_ROOT = {"auth/token/lookup-self": {"renewable", "issue_time"}}
 
 
 def test_answers_are_those_of_openbao_for_the_same_data(shared, bao):
@@ -197,6 +199,8 @@ def test_answers_are_those_of_openbao_for_the_same_data(shared, bao):
             assert ours.json()["data"]["data"] == VALUES
         for only in BAO_ONLY.get(path, ()):
             theirs.pop(only)
+        for only in NOT_ROOT.get(path, ()):
+            mine["data"].pop(only)
         assert mine == theirs, path
     for method, path in [("LIST", "secret/data/app"), ("HEAD", "secret/data/app/db"), ("LIST", "secret/metadata/app/none")]:
         assert shared.get(f"/v1/{path}", method=method).status == bao.ask(method, path)[0], (method, path)
