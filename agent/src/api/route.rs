@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use keyhatch_protocol::Code;
 
 use super::answer::Answer;
 use super::connection::{Bound, Connection};
 use super::id::RequestId;
 use super::surface::Surface;
-use super::{dropin, native};
+use super::{dropin, incoming, native};
 
 /// How long a request over the limit is held, so that a flood slows itself down.
 const HELD: Duration = Duration::from_secs(1);
@@ -78,8 +78,37 @@ fn route(
 ) -> Reply {
     match surface {
         Surface::Native => native::reply(connection, bound, id, request),
-        Surface::AwsAgent => dropin::aws_agent::reply(connection, bound, id, &request),
         Surface::Aws => dropin::aws::reply(connection, id, request),
-        Surface::Vault => dropin::vault::reply(connection, bound, id, &request),
+        Surface::AwsAgent | Surface::Vault if request.body().is_end_stream() => {
+            without_body(connection, bound, id, surface, &request)
+        }
+        // Clients that send one, to be refused, read nothing before they have sent it all.
+        Surface::AwsAgent | Surface::Vault => {
+            let connection = Arc::clone(connection);
+            Reply::later(async move {
+                let (head, body) = request.into_parts();
+                if let Err((code, why)) = incoming::read(body).await {
+                    return dropin::problem(surface, code, &id, Some(&why));
+                }
+                let bound = connection.bound().await;
+                let request = Request::from_parts(head, ());
+                without_body(&connection, &bound, id, surface, &request)
+                    .answer()
+                    .await
+            })
+        }
+    }
+}
+
+fn without_body<B>(
+    connection: &Arc<Connection>,
+    bound: &Arc<Bound>,
+    id: RequestId,
+    surface: Surface,
+    request: &Request<B>,
+) -> Reply {
+    match surface {
+        Surface::AwsAgent => dropin::aws_agent::reply(connection, bound, id, request),
+        _ => dropin::vault::reply(connection, bound, id, request),
     }
 }

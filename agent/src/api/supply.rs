@@ -15,7 +15,12 @@ pub fn ask(connection: &Connection, bound: &Bound, ask: &Secret) -> Option<Pendi
     let wanted = lacking(connection, &ask.name, &ask.which)?;
     let may_read = connection.may_still(bound, Action::Read, &ask.name);
     may_read
-        .then(|| connection.context.upstreams.ask(&ask.name, wanted))
+        .then(|| {
+            connection
+                .context
+                .upstreams
+                .ask(&ask.name, wanted, connection.peer.uid())
+        })
         .flatten()
 }
 
@@ -27,7 +32,12 @@ pub async fn wait(connection: &Connection, ask: &Secret, pending: Pending) -> Su
     }
     let previous = lacking(connection, &ask.name, &ask.which)
         .filter(|wanted| *wanted == Wanted::Previous)
-        .and_then(|wanted| connection.context.upstreams.ask(&ask.name, wanted));
+        .and_then(|wanted| {
+            connection
+                .context
+                .upstreams
+                .ask(&ask.name, wanted, connection.peer.uid())
+        });
     match previous {
         Some(pending) => pending.wait().await,
         None => supply,
@@ -68,7 +78,12 @@ pub fn to_watch(connection: &Connection, bound: &Bound, names: &[Name]) -> Vec<P
         .iter()
         .filter(|name| lacking(connection, name, &Which::Current).is_some())
         .filter(|name| connection.may_still(bound, Action::Watch, name))
-        .filter_map(|name| connection.context.upstreams.ask(name, Wanted::Current))
+        .filter_map(|name| {
+            connection
+                .context
+                .upstreams
+                .ask(name, Wanted::Current, connection.peer.uid())
+        })
         .collect()
 }
 

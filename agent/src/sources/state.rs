@@ -46,6 +46,10 @@ impl SourceState {
     /// One word: `up`, `degraded`, or where nothing is loaded yet `starting` or `down`.
     #[must_use]
     pub fn word(&self) -> &'static str {
+        // Served from a copy, and not heard of since.
+        if self.upstream.is_some() && self.last_success.is_none() && self.trouble.is_none() {
+            return "starting";
+        }
         match (self.loaded, &self.trouble) {
             (true, None) => "up",
             (true, Some(_)) => "degraded",

@@ -14,6 +14,9 @@ use crate::policy::BotMatch;
 /// What the answers call this server.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+keyhatch");
 
+/// What stands for a token, where clients do not go on without one.
+const NO_TOKEN: &str = "keyhatch";
+
 /// Answers a path under `sys` or `auth`.
 pub fn answer(
     connection: &Connection,
@@ -25,6 +28,7 @@ pub fn answer(
     match path {
         "sys/health" => health(connection, query),
         "sys/seal-status" => seal_status(connection),
+        "sys/init" => vault_answer::document(StatusCode::OK, &json!({ "initialized": true })),
         "sys/leader" => vault_answer::document(
             StatusCode::OK,
             &json!({ "ha_enabled": false, "is_self": false, "leader_address": "", "leader_cluster_address": "" }),
@@ -107,14 +111,14 @@ fn lookup_self(bound: &Bound, id: &RequestId) -> Answer {
     vault_answer::data(
         id,
         &json!({
-            "accessor": "",
+            "accessor": NO_TOKEN,
             "creation_time": 0,
             "creation_ttl": 0,
             "display_name": &*bot.name,
             "entity_id": "",
             "expire_time": null,
             "explicit_max_ttl": 0,
-            "id": "",
+            "id": NO_TOKEN,
             "issue_time": "1970-01-01T00:00:00Z",
             "meta": null,
             "num_uses": 0,

@@ -22,10 +22,14 @@ use crate::sources::upstream::{Answer, Fetched, Lease, Trouble, Upstream};
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long an absent name is known to be absent.
 const ABSENT: Duration = Duration::from_secs(5);
+/// How many users' budgets are remembered.
+const BUDGETS: usize = 10_000;
 /// How many absent names are remembered.
 const ABSENT_NAMES: usize = 10_000;
 /// How often ages are looked at while an upstream is down.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many times as long as one call a list may take, which is many calls.
+const LISTING: u32 = 6;
 /// The longest sleep.
 const SLEEP: Duration = Duration::from_secs(60);
 
@@ -36,6 +40,7 @@ pub enum Asked {
         name: Name,
         wanted: Wanted,
         again: bool,
+        by: u32,
         reply: oneshot::Sender<Supply>,
     },
     Seal(oneshot::Sender<()>),
@@ -89,7 +94,10 @@ struct Loop<U> {
     /// When the round that is under way began.
     sweeping: Option<Moment>,
     pace: Pace,
-    budget: Budget,
+    /// Of each user that asks.
+    budgets: HashMap<u32, Budget>,
+    /// Who paid for what is being fetched; given back where it is there.
+    paid: HashMap<Wish, u32>,
     absent: HashMap<Wish, Moment>,
     waiting: HashMap<Wish, Vec<oneshot::Sender<Supply>>>,
     queue: VecDeque<Wish>,
@@ -119,7 +127,8 @@ impl<U: Upstream> Loop<U> {
             portions,
             hand_over,
             sweeping: None,
-            budget: Budget::new(now),
+            budgets: HashMap::new(),
+            paid: HashMap::new(),
             absent: HashMap::new(),
             waiting: HashMap::new(),
             queue: VecDeque::new(),
@@ -142,8 +151,8 @@ impl<U: Upstream> Loop<U> {
                 Some(portion) = self.portions.recv() => self.serve_portion(portion),
                 Some(Ok(done)) = self.calls.join_next(), if !self.calls.is_empty() => self.finish(done),
                 asked = inbox.recv() => match asked {
-                    Some(Asked::Supply { name, wanted, again, reply }) => {
-                        self.supply(name, wanted, again, reply);
+                    Some(Asked::Supply { name, wanted, again, by, reply }) => {
+                        self.supply((name, wanted), again, by, reply);
                     }
                     Some(Asked::Seal(reply)) => { self.seal(); let _ = reply.send(()); }
                     Some(Asked::Unseal(reply)) => { self.unseal(); let _ = reply.send(()); }
@@ -214,6 +223,7 @@ impl<U: Upstream> Loop<U> {
             Rc::clone(&self.upstream),
             Rc::clone(&self.prefetch),
             self.serving.held(),
+            self.serving.fetching.timeout * LISTING,
             self.hand_over.clone(),
         );
         self.calls.spawn_local(async move {
@@ -280,11 +290,10 @@ impl<U: Upstream> Loop<U> {
         }
     }
 
-    fn supply(&mut self, name: Name, wanted: Wanted, again: bool, reply: oneshot::Sender<Supply>) {
+    fn supply(&mut self, wish: Wish, again: bool, by: u32, reply: oneshot::Sender<Supply>) {
         let now = Moment::now();
-        let wish = (name, wanted);
         let served = self.serving.served(&wish.0);
-        let held = match wanted {
+        let held = match wish.1 {
             Wanted::Current => served.is_some(),
             Wanted::Previous => served.is_some_and(|entry| entry.previous.is_some()),
         };
@@ -299,7 +308,7 @@ impl<U: Upstream> Loop<U> {
             None
         } else if self.serving.is_down() {
             Some(Supply::Unavailable)
-        } else if !held && !self.budget.allows(now) {
+        } else if !held && !self.pay(&wish, by, now) {
             Some(Supply::Limited)
         } else {
             None
@@ -309,6 +318,20 @@ impl<U: Upstream> Loop<U> {
             Some(answer) => drop(reply.send(answer)),
             None => self.want(wish, Some(reply)),
         }
+    }
+
+    /// Whether `by` may have another name looked up. One user's budget is no other's.
+    fn pay(&mut self, wish: &Wish, by: u32, now: Moment) -> bool {
+        if self.budgets.len() >= BUDGETS {
+            self.budgets.clear();
+        }
+        let budget = self.budgets.entry(by).or_insert_with(|| Budget::new(now));
+        let may = budget.allows(now);
+        if may {
+            budget.spend();
+            self.paid.insert(wish.clone(), by);
+        }
+        may
     }
 
     /// Whether the upstream may say more of a value that is held: it answers, the value is not lent, and it
@@ -343,6 +366,7 @@ impl<U: Upstream> Loop<U> {
             } => {
                 self.fetching -= 1;
                 let supply = self.fetched(&wish, asked, answer);
+                self.settle(&wish, supply);
                 self.answer(&wish, supply);
             }
             Done::Renewed {
@@ -355,6 +379,16 @@ impl<U: Upstream> Loop<U> {
             Done::Revoked(Err(why)) => {
                 tracing::warn!(source = %self.serving.source, %why, "an old lease was not ended early");
             }
+        }
+    }
+
+    /// Only names that are not there cost something.
+    fn settle(&mut self, wish: &Wish, supply: Supply) {
+        if let Some(by) = self.paid.remove(wish)
+            && supply != Supply::Absent
+            && let Some(budget) = self.budgets.get_mut(&by)
+        {
+            budget.give_back();
         }
     }
 
@@ -404,9 +438,7 @@ impl<U: Upstream> Loop<U> {
         self.serving.confirm(confirmed, begun);
         let gone = self.names_of(found.gone);
         self.gone(&gone, now);
-        for (what, why) in found.unusable {
-            self.serving.alert(&what, &why);
-        }
+        self.serving.alert_all(found.unusable);
         if let Some((why, retry_after)) = found.outage {
             self.outage(&why, retry_after);
         } else {
@@ -464,7 +496,6 @@ impl<U: Upstream> Loop<U> {
                 }
             }
             Ok(Answer::Absent(_)) => {
-                self.budget.spend();
                 match wanted {
                     Wanted::Previous => self.remember_absent(wish.clone(), now),
                     Wanted::Current => self.gone(std::slice::from_ref(name), now),
@@ -520,6 +551,7 @@ impl<U: Upstream> Loop<U> {
         }
         self.serving.down(why, self.pace.next());
         for wish in std::mem::take(&mut self.queue) {
+            self.settle(&wish, Supply::Unavailable);
             self.answer(&wish, Supply::Unavailable);
             self.postpone_busy(&wish.0);
         }
@@ -552,7 +584,8 @@ impl<U: Upstream> Loop<U> {
 
     fn stop(&mut self) {
         self.drop_calls();
-        if !self.sealed {
+        // A copy that was refused is not written over with nothing.
+        if !self.sealed && self.serving.is_loaded() {
             self.serving.save();
         }
     }
@@ -562,6 +595,7 @@ impl<U: Upstream> Loop<U> {
         (self.sweeping, self.fetching) = (None, 0);
         while self.portions.try_recv().is_ok() {}
         self.queue.clear();
+        self.paid.clear();
         for wish in self.waiting.keys().cloned().collect::<Vec<_>>() {
             self.answer(&wish, Supply::Unavailable);
         }

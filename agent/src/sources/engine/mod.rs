@@ -243,20 +243,21 @@ impl Upstreams {
         self.door(name).is_some()
     }
 
-    /// Asks the upstream that owns `name` for a version that is not held; `None` where none does.
+    /// Asks the upstream that owns `name` for a version that is not held, for the user `by`; `None` where
+    /// none does.
     #[must_use]
-    pub fn ask(&self, name: &Name, wanted: Wanted) -> Option<Pending> {
-        self.send(name, wanted, false)
+    pub fn ask(&self, name: &Name, wanted: Wanted, by: Option<u32>) -> Option<Pending> {
+        self.send(name, wanted, false, by)
     }
 
     /// Asks the upstream that owns `name` for its current value, although it is held; `None` where none does.
     /// Within a second of the last time the answer is what is held.
     #[must_use]
     pub fn ask_again(&self, name: &Name) -> Option<Pending> {
-        self.send(name, Wanted::Current, true)
+        self.send(name, Wanted::Current, true, None)
     }
 
-    fn send(&self, name: &Name, wanted: Wanted, again: bool) -> Option<Pending> {
+    fn send(&self, name: &Name, wanted: Wanted, again: bool, by: Option<u32>) -> Option<Pending> {
         let door = self.door(name)?;
         let (reply, answer) = oneshot::channel();
         // Where the thread has ended, the answer says so by never coming.
@@ -264,6 +265,7 @@ impl Upstreams {
             name: name.clone(),
             wanted,
             again,
+            by: by.unwrap_or(u32::MAX),
             reply,
         });
         Some(Pending {

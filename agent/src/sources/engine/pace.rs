@@ -74,7 +74,7 @@ impl Pace {
 const BURST: f64 = 100.0;
 const A_SECOND: f64 = 20.0;
 
-/// Bounds the questions about names that an upstream does not have.
+/// Bounds one user's questions about names that an upstream does not have.
 #[derive(Debug)]
 pub struct Budget {
     left: f64,
@@ -97,9 +97,14 @@ impl Budget {
         self.left >= 1.0
     }
 
-    /// One that was asked for was absent.
+    /// One is being asked for.
     pub fn spend(&mut self) {
         self.left -= 1.0;
+    }
+
+    /// It was there.
+    pub fn give_back(&mut self) {
+        self.left = (self.left + 1.0).min(BURST);
     }
 }
 

@@ -19,6 +19,9 @@ use crate::sources::record::{record, record_changes};
 use crate::sources::state::{SourceState, States, UpstreamState};
 use crate::sources::upstream::Fetched;
 
+/// How many alerts one round makes, and how many are remembered.
+const AT_ONCE: usize = 20;
+const TOLD: usize = 100_000;
 /// The longest value (CONTRACT section 2).
 const LONGEST: usize = 65_536;
 
@@ -357,13 +360,42 @@ impl Serving {
             });
     }
 
+    /// Tells of all that one round found, one by one as far as it is not too much.
+    pub fn alert_all(&mut self, unusable: Vec<(String, String)>) {
+        let mut left = AT_ONCE;
+        let mut more = false;
+        for (what, why) in unusable {
+            if left > 0 {
+                left -= usize::from(!self.told.contains(&(what.clone(), why.clone())));
+                self.alert(&what, &why);
+            } else {
+                more |= self.is_news(&what, &why);
+            }
+        }
+        if more {
+            self.alert(
+                "more names",
+                "they are not served either, each for a reason like these",
+            );
+        }
+    }
+
+    /// Whether it was not told yet. What was told long ago is forgotten for what is new.
+    fn is_news(&mut self, what: &str, why: &str) -> bool {
+        if self.told.len() >= TOLD {
+            self.told.clear();
+        }
+        self.told.insert((what.to_owned(), why.to_owned()))
+    }
+
     /// Tells of something that is not served; once for each `what` and `why`.
     pub fn alert(&mut self, what: &str, why: &str) {
-        if self.told.len() >= 10_000 || !self.told.insert((what.to_owned(), why.to_owned())) {
+        if !self.is_news(what, why) {
             return;
         }
         let source = &self.source;
-        tracing::warn!(%source, %what, %why, "not served");
+        // Debug escapes what an upstream chose.
+        tracing::warn!(%source, ?what, ?why, "not served");
         let members = [("why", Json::from(format!("{what}: {why}")))];
         record(
             &self.rooms.audit,

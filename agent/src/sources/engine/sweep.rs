@@ -48,10 +48,11 @@ pub async fn sweep<U: Upstream>(
     upstream: Rc<U>,
     prefetch: Rc<[Pattern]>,
     held: Held,
+    listing: Duration,
     portions: UnboundedSender<Portion>,
 ) -> Found {
     let mut found = Found::default();
-    let mut wanted = found.list(&*upstream, &prefetch).await;
+    let mut wanted = found.list(&*upstream, &prefetch, listing).await;
     wanted.retain(|name, _| !held.lent.contains(name));
     let held = held.versions;
     let mut to_fetch: BTreeSet<Name> = BTreeSet::new();
@@ -98,6 +99,7 @@ impl Found {
         &mut self,
         upstream: &impl Upstream,
         prefetch: &[Pattern],
+        within: Duration,
     ) -> BTreeMap<Name, Option<String>> {
         let mut wanted = BTreeMap::new();
         for literal in prefetch.iter().filter(|pattern| pattern.is_literal()) {
@@ -106,7 +108,10 @@ impl Found {
             }
         }
         for folder in folders(prefetch) {
-            match upstream.list(folder).await {
+            // What is held is looked at one by one where a list does not come to an end.
+            let endless = || Trouble::unusable("its list does not come to an end in time");
+            let listed = tokio::time::timeout(within, upstream.list(folder)).await;
+            match listed.unwrap_or_else(|_| Err(endless())) {
                 Ok(listed) => self.keep_wanted(listed, prefetch, &mut wanted),
                 Err(Trouble::Unusable { why }) => self.unusable.push((folder.to_owned(), why)),
                 Err(Trouble::Outage { why, retry_after }) => {

@@ -27,6 +27,8 @@ struct Script {
     /// Lists tell versions, also of what may not be read.
     lists_versions: bool,
     forbidden: Option<&'static str>,
+    /// Names that cannot be held.
+    odd: Vec<String>,
     /// Every call: what, on which name.
     calls: Vec<(&'static str, String)>,
 }
@@ -105,6 +107,10 @@ impl Upstream for Scripted {
                     .lists_versions
                     .then(|| format!("{}-x", script.values[name].0)),
             })
+            .chain(script.odd.iter().map(|name| Listed {
+                name: name.clone(),
+                version: None,
+            }))
             .collect())
     }
 
@@ -250,9 +256,13 @@ impl World {
     }
 
     fn ask(&self, names: &[&str]) -> Vec<Supply> {
+        self.ask_by(1, names)
+    }
+
+    fn ask_by(&self, uid: u32, names: &[&str]) -> Vec<Supply> {
         let ask = |name: &&str| {
             self.upstreams
-                .ask(&Name::parse(name).unwrap(), Wanted::Current)
+                .ask(&Name::parse(name).unwrap(), Wanted::Current, Some(uid))
         };
         let pending: Vec<Pending> = names.iter().map(|name| ask(name).unwrap()).collect();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -473,4 +483,33 @@ fn what_a_list_tells_and_may_no_longer_be_read_ends() {
     world.script().forbidden = Some("a");
     world.eventually("gone", |world| world.held("a").is_none());
     world.has("b", "1-x", Freshness::Fresh);
+}
+
+#[test]
+fn who_asks_for_absent_names_keeps_nobody_else_from_what_is_there() {
+    let world = World::new(&[], HOUR, with(&[("cold", 1, "CANARY-1")]));
+    world.eventually("loaded", |world| {
+        world.rooms.states.all_by_name()["up"].loaded
+    });
+    let names: Vec<String> = (0..400).map(|n| format!("none/{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert!(world.ask(&names).contains(&Supply::Limited));
+    assert_eq!(world.ask_by(2, &["cold"]), [Supply::Served]);
+}
+
+#[test]
+fn a_flood_of_odd_names_is_a_few_alerts_and_hides_no_other() {
+    let mut script = with(&[("good", 1, "CANARY-1")]);
+    for number in 0..500 {
+        script.odd.push(format!("odd name\n{number}"));
+    }
+    let world = World::new(&["**"], HOUR, script);
+    world.has("good", "1-x", Freshness::Fresh);
+    world.eventually("alerts", |world| {
+        world.records("alert.source_rejected") == 21
+    });
+    world.script().unusable = Some("good");
+    world.eventually("one more", |world| {
+        world.records("alert.source_rejected") == 22
+    });
 }

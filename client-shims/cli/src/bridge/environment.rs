@@ -33,7 +33,8 @@ pub fn for_child(url: &Zeroizing<String>) -> Vec<Variable> {
     .collect();
     // Programs read the one or the other.
     for name in ["NO_PROXY", "no_proxy"] {
-        variables.push(Variable::plain(name, &without_proxy(env::var(name).ok())));
+        let list = without_proxy(env::var(name).ok(), host_of(url));
+        variables.push(Variable::plain(name, &list));
     }
     // An SDK refuses to ask without a region and a signature; the agent takes any.
     if !is_set("AWS_REGION") && !is_set("AWS_DEFAULT_REGION") && !configured("region") {
@@ -47,10 +48,26 @@ pub fn for_child(url: &Zeroizing<String>) -> Vec<Variable> {
     variables
 }
 
+/// The host of a base URL, without the brackets of an IPv6 address.
+fn host_of(url: &str) -> &str {
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    host.trim_matches(['[', ']'])
+}
+
 /// The loopback address added to the list that is there.
-fn without_proxy(list: Option<String>) -> String {
+fn without_proxy(list: Option<String>, own: &str) -> String {
     let mut list = list.unwrap_or_default();
-    for host in ["127.0.0.1", "localhost"] {
+    let bracketed = format!("[{own}]");
+    let hosts = match own {
+        "127.0.0.1" => vec![own, "localhost"],
+        _ if own.contains(':') => vec![own, &bracketed, "127.0.0.1", "localhost"],
+        _ => vec![own, "127.0.0.1", "localhost"],
+    };
+    for host in hosts {
         if list == "*" || list.split(',').any(|entry| entry.trim() == host) {
             continue;
         }
@@ -105,7 +122,18 @@ mod tests {
             (Some("localhost, 127.0.0.1"), "localhost, 127.0.0.1"),
             (Some("*"), "*"),
         ] {
-            assert_eq!(without_proxy(list.map(Into::into)), expected);
+            assert_eq!(without_proxy(list.map(Into::into), "127.0.0.1"), expected);
+        }
+    }
+
+    #[test]
+    fn the_address_that_is_listened_at_is_the_one_that_no_proxy_sees() {
+        for (url, expected) in [
+            ("http://127.0.0.1:1/t", "127.0.0.1,localhost"),
+            ("http://127.0.0.2:1/t", "127.0.0.2,127.0.0.1,localhost"),
+            ("http://[::1]:1/t", "::1,[::1],127.0.0.1,localhost"),
+        ] {
+            assert_eq!(without_proxy(None, host_of(url)), expected);
         }
     }
 }
