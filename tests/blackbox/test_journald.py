@@ -135,10 +135,15 @@ def caught_up(agent, seconds=30):
     eventually(lambda: agent.status()["audit"]["journald_behind"] == 0, seconds)
 
 
-def told_all(agent, journal):
-    """Every record of the log is in the journal, each at least once."""
+def told_all(agent, journal, in_hand=0):
+    """Every record of the log is in the journal, each at least once; but for what a killed journald had in hand."""
     want = {r["seq"] for r in raw_records(agent.audit_dir)}
-    eventually(lambda: want <= journal.numbers(), 20, pause=0.2)
+    missing = lambda: want - journal.numbers()
+    try:
+        eventually(lambda: len(missing()) <= in_hand, 20, pause=0.2)
+    except AssertionError:
+        lost = sorted(missing())
+        raise AssertionError(f"{len(lost)} of {len(want)} records are missing, {lost[0]} to {lost[-1]}") from None
 
 
 def test_each_record_is_an_entry_with_every_field_of_the_contract(journal):
@@ -237,7 +242,9 @@ def test_nothing_is_lost_while_journald_is_away_under_load(how, held):
             eventually(lambda: load.count(VALUES) > values + 300)
         caught_up(agent)
         agent.stop()
-        told_all(agent, journal)
+        # A kill takes the one record that journald had read and not written; where the socket outlives it, nothing
+        # tells the agent. It is in the segments.
+        told_all(agent, journal, in_hand=1 if held and "killed" in how else 0)
 
 
 def test_a_daemon_killed_while_journald_is_away_goes_on_where_the_journal_is(journal):
