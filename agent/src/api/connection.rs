@@ -1,5 +1,6 @@
 //! One peer's connection: who it is, and the one way from what it asks to a kept decision.
 
+use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,7 +25,16 @@ pub struct Connection {
     pub(super) peer: Arc<Peer>,
     pub(super) stall: Arc<Stall>,
     pub(super) limits: Connected,
+    door: Door,
     bound: Mutex<Arc<Bound>>,
+}
+
+/// The socket that a peer came by: what its bot is found by.
+pub enum Door {
+    /// That of the bots.
+    Bots,
+    /// That of systemd, which says that it asks for this unit.
+    Credentials(Option<String>),
 }
 
 /// A peer judged by one policy: which bot it is, and what its records have in common.
@@ -73,7 +83,7 @@ pub struct Wish<'a> {
     /// What the upstream said, where it was asked because there is no such version.
     pub supply: Option<Supply>,
     /// More members of the record.
-    pub extra: Option<&'static str>,
+    pub extra: Option<&'a str>,
 }
 
 impl Connection {
@@ -83,13 +93,15 @@ impl Connection {
         peer: Arc<Peer>,
         stall: Arc<Stall>,
         limits: Connected,
+        door: Door,
     ) -> Self {
-        let bound = Mutex::new(Arc::new(bind(&context, &peer, &limits).await));
+        let bound = Mutex::new(Arc::new(bind(&context, &peer, &limits, &door).await));
         Self {
             context,
             peer,
             stall,
             limits,
+            door,
             bound,
         }
     }
@@ -105,7 +117,7 @@ impl Connection {
         if let Some(bound) = self.bound_now() {
             return bound;
         }
-        let fresh = Arc::new(bind(&self.context, &self.peer, &self.limits).await);
+        let fresh = Arc::new(bind(&self.context, &self.peer, &self.limits, &self.door).await);
         *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
         fresh
     }
@@ -167,6 +179,24 @@ impl Connection {
         let _ = self.context.audit.keep(&entry);
     }
 
+    /// Records what was refused before it came to a secret.
+    pub fn refuse(&self, bound: &Bound, id: &RequestId, decision: Decision, extra: &str) {
+        let decision = self.standing(bound).map_or(decision, Decision::refused);
+        let extra = with_nearest(bound, decision.reason(), Some(extra));
+        let entry = Entry {
+            decision: Verdict::Deny,
+            reason: Some(decision.reason().as_str()),
+            who: Some(&bound.who),
+            surface: Surface::Credential.as_str(),
+            request_id: Some(id.as_str()),
+            extra: extra.as_deref(),
+            ..Entry::of(Event::SecretRead)
+        };
+        self.count(false);
+        // It is refused either way.
+        let _ = self.context.audit.keep(&entry);
+    }
+
     /// Whether what was allowed before still is: the same process, and a policy that allows it.
     pub fn may_still(&self, bound: &Bound, action: Action, name: &Name) -> bool {
         self.standing(bound).is_none() && bound.decide(action, name).allowed()
@@ -188,7 +218,7 @@ impl Connection {
             (None, BotMatch::Bot(_)) => Reason::Granted,
         };
         let granted = reason == Reason::Granted;
-        let nearest = nearest(bound, reason);
+        let nearest = with_nearest(bound, reason, None);
         let entry = Entry {
             decision: if granted {
                 Verdict::Allow
@@ -236,7 +266,9 @@ impl Connection {
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
     fn standing(&self, bound: &Bound) -> Option<Refusal> {
-        if self.stall.may_miss_exit() && self.peer.has_exited() {
+        // Nobody watches for the exit of who comes by the other door.
+        let untold = self.stall.may_miss_exit() || matches!(self.door, Door::Credentials(_));
+        if untold && self.peer.has_exited() {
             return Some(Refusal::PeerGone);
         }
         let looked_at = bound.changeable;
@@ -258,7 +290,7 @@ impl Connection {
         decision: &Decision,
     ) -> Result<Receipt, Code> {
         let allowed = decision.allowed();
-        let nearest = nearest(bound, decision.reason());
+        let extra = with_nearest(bound, decision.reason(), wish.extra);
         let entry = Entry {
             event: wish.event,
             decision: if allowed {
@@ -273,7 +305,7 @@ impl Connection {
             who: Some(&bound.who),
             surface: wish.surface.as_str(),
             request_id: Some(id.as_str()),
-            extra: nearest.as_deref().or(wish.extra),
+            extra: extra.as_deref(),
         };
         self.count(allowed);
         let kept = self
@@ -360,11 +392,16 @@ impl Bound {
 }
 
 /// Finds the bot that a peer is under the running policy.
-async fn bind(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected) -> Bound {
+async fn bind(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected, door: &Door) -> Bound {
     let policy = context.policy.load_full();
-    let accounts = context.lookup.accounts(&policy).await;
-    let facts = facts(context, peer, limits, &policy).await;
-    let found = policy.match_bot(&facts, &accounts);
+    let found = match door {
+        Door::Bots => {
+            let accounts = context.lookup.accounts(&policy).await;
+            let facts = facts(context, peer, limits, &policy).await;
+            policy.match_bot(&facts, &accounts)
+        }
+        Door::Credentials(unit) => policy.match_unit(&peer.facts(), unit.as_deref()),
+    };
     let bot = match &found {
         BotMatch::Bot(id) => policy.bot(*id),
         _ => None,
@@ -380,11 +417,12 @@ async fn bind(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected) -> B
         gid: peer.gid(),
         exe: peer.exe().map(|exe| exe.as_bytes()),
         unit: peer.unit(),
-        invocation_id: None,
+        invocation_id: peer.invocation_id(),
     });
-    let changeable = match &found {
-        BotMatch::Bot(id) => policy.changeable(*id),
-        _ => Changeable::default(),
+    let changeable = match (door, &found) {
+        (Door::Bots, BotMatch::Bot(id)) => policy.changeable(*id),
+        (Door::Bots, _) => Changeable::default(),
+        (Door::Credentials(_), _) => Changeable::of_unit(),
     };
     let nearest = match &found {
         BotMatch::NoBot { nearest } => nearest.clone(),
@@ -435,10 +473,16 @@ async fn facts(
     facts
 }
 
-/// What the record of a peer without a bot says about the nearest one.
-fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
-    let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
-    Some(extra(&[("nearest", nearest.as_str().into())]))
+/// More members of a record, with what that of a peer without a bot says about the nearest one.
+fn with_nearest<'a>(bound: &Bound, reason: Reason, more: Option<&'a str>) -> Option<Cow<'a, str>> {
+    let Some(nearest) = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot) else {
+        return more.map(Cow::Borrowed);
+    };
+    let nearest = extra(&[("nearest", nearest.as_str().into())]);
+    Some(Cow::Owned(match more {
+        Some(more) => format!("{nearest},{more}"),
+        None => nearest,
+    }))
 }
 
 fn code_of(reason: Reason) -> Code {

@@ -23,7 +23,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
-use super::connection::Connection;
+use super::connection::{Connection, Door};
 use super::context::Context;
 use super::id::RequestId;
 use super::io::{Io, Seconds, Stall};
@@ -193,7 +193,7 @@ impl Server {
         tokio::spawn(async move {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
-            let connection = Connection::new(context, peer, stall, limits).await;
+            let connection = Connection::new(context, peer, stall, limits, Door::Bots).await;
             serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
         });

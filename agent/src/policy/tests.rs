@@ -32,6 +32,7 @@ fn bot(line: usize, name: &str, selectors: Selectors, roles: &[&str]) -> BotInpu
         name: at(name),
         selectors,
         roles: roles.iter().map(|role| at(role)).collect(),
+        credentials: Vec::new(),
     }
 }
 
