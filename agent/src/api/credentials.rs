@@ -17,7 +17,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Bound, Connection, Door};
+use super::bind::Door;
+use super::connection::{Bound, Connection};
 use super::context::Context;
 use super::id::RequestId;
 use super::io::Stall;
@@ -34,7 +35,7 @@ use crate::sources::engine::{Pending, Supply};
 
 /// systemd takes 1 MiB, and an eighth more where it is to decrypt what it gets.
 const TOO_LONG: usize = 2 << 20;
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// How long an upstream may take, and how long an answer may take to be read.
 const SUPPLY: Duration = Duration::from_secs(15);

@@ -23,7 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
-use super::connection::{Connection, Door};
+use super::bind::Door;
+use super::connection::Connection;
 use super::context::Context;
 use super::id::RequestId;
 use super::io::{Io, Seconds, Stall};

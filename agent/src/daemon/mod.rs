@@ -1,5 +1,6 @@
 //! Wiring: start, reload, drain, stop.
 
+mod credentials;
 mod error;
 mod log;
 mod preflight;
@@ -54,5 +55,6 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
+    credentials: credentials::Credentials,
     _state: Flock<File>,
 }

@@ -41,6 +41,7 @@ impl Daemon {
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
         tokio::spawn(Arc::clone(&admin).accept(ops));
+        self.credentials.open(&self.config.policy)?;
         if let Some(at) = &self.config.agent.metrics {
             serve_metrics(&self.context, at).await?;
         }
@@ -62,7 +63,7 @@ impl Daemon {
         }
         tokio::select! {
             never = &mut exits => match never {},
-            () = server.drain() => {}
+            _ = async { tokio::join!(server.drain(), self.credentials.drain()) } => {}
         }
         self.context.upstreams.stop().await;
         self.stop();

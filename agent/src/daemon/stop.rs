@@ -14,6 +14,7 @@ impl Daemon {
         let _ = self.keeper.send(Asked::Stop);
         self.context.cache.seal();
         self.context.audit.close();
+        self.credentials.remove();
         let metrics = match &self.config.agent.metrics {
             Some(Metrics::Unix(path)) => Some(path),
             _ => None,

@@ -448,6 +448,7 @@ fn built(draft: &Draft) -> Policy {
             name: "b".into(),
             roles: vec!["r".into()],
             place: "k.toml:1".into(),
+            credentials: None,
             selectors: uid(1),
             role_ids: vec![0],
         }],
