@@ -318,6 +318,9 @@ def cgroups(*paths):
         yield move
     finally:
         for folder in reversed(made):
+            # What a container made below goes, too.
+            for below in sorted(folder.rglob("*/"), reverse=True):
+                below.rmdir()
             for pid in (folder / "cgroup.procs").read_text().split():
                 with contextlib.suppress(OSError):
                     move(pid, "/")
