@@ -190,3 +190,126 @@ pub(super) fn warn_of_refused(policy: &Policy, bots: &[BotInput], report: &mut R
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::policy::{BotId, Pattern, Rules};
+
+    fn bot(line: usize, name: &str, selectors: Selectors, ids: &[&str]) -> BotInput {
+        let place = Place {
+            file: "k.toml".into(),
+            line,
+        };
+        let credential = |id: &&str| CredentialInput {
+            id: (*id).to_owned(),
+            credential: Credential {
+                name: Name::parse("app/key").unwrap(),
+                field: None,
+            },
+            place: place.clone(),
+        };
+        BotInput {
+            name: At {
+                value: name.to_owned(),
+                place: place.clone(),
+            },
+            selectors,
+            roles: Vec::new(),
+            credentials: ids.iter().map(credential).collect(),
+        }
+    }
+
+    fn at(unit: &str, uid: Option<u32>) -> Selectors {
+        Selectors {
+            unit: Some(Pattern::parse(unit).unwrap()),
+            uid,
+            ..Selectors::default()
+        }
+    }
+
+    fn policy() -> Policy {
+        let bots = vec![
+            bot(1, "glob", at("x@*.service", Some(1)), &["db"]),
+            bot(2, "one", at("x@1.service", None), &["db", "api"]),
+            bot(3, "without", at("x@1.service", Some(0)), &[]),
+        ];
+        let rules = Rules {
+            bots,
+            roles: Vec::new(),
+        };
+        Policy::compile(rules).unwrap().0
+    }
+
+    fn peer(uid: u32, unit: Option<&str>) -> Facts {
+        Facts {
+            uid: Some(uid),
+            unit: unit.map(str::to_owned),
+            ..Facts::default()
+        }
+    }
+
+    fn found(facts: &Facts, claimed: Option<&str>) -> Result<usize, String> {
+        match policy().match_unit(facts, claimed) {
+            BotMatch::Bot(BotId(index)) => Ok(index),
+            BotMatch::NoBot { nearest } => Err(nearest.unwrap()),
+            BotMatch::Ambiguous(_) => Err("ambiguous".into()),
+        }
+    }
+
+    #[test]
+    fn root_in_the_unit_that_it_names_is_the_units_bot() {
+        let (one, seven) = ("x@1.service", "x@7.service");
+        assert_eq!(found(&peer(0, Some(seven)), Some(seven)), Ok(0));
+        // The more specific wins; a bot without credentials is not looked at, though it fits better.
+        assert_eq!(found(&peer(0, Some(one)), Some(one)), Ok(1));
+        for (facts, claimed, why) in [
+            (peer(1, Some(seven)), Some(seven), "only root"),
+            (
+                Facts {
+                    uid: None,
+                    ..peer(0, Some(seven))
+                },
+                Some(seven),
+                "only root",
+            ),
+            (peer(0, None), Some(seven), "in no unit"),
+            (peer(0, Some(seven)), None, "names no unit"),
+            (
+                peer(0, Some(one)),
+                Some(seven),
+                "but this peer is in \"x@1.service\"",
+            ),
+            (
+                peer(0, Some("y.service")),
+                Some("y.service"),
+                "the nearest bot is",
+            ),
+        ] {
+            let said = found(&facts, claimed).unwrap_err();
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_id_stands_for_something_to_the_bot_that_has_it_alone() {
+        let policy = policy();
+        let reason = |who: &BotMatch, id| policy.credential(who, id).map_err(|no| no.reason());
+        assert!(reason(&BotMatch::Bot(BotId(1)), "api").is_ok());
+        assert_eq!(
+            reason(&BotMatch::Bot(BotId(0)), "api"),
+            Err(Reason::NoGrant)
+        );
+        assert_eq!(reason(&BotMatch::Bot(BotId(2)), "db"), Err(Reason::NoGrant));
+        assert_eq!(
+            reason(&BotMatch::NoBot { nearest: None }, "db"),
+            Err(Reason::NoBot)
+        );
+        assert_eq!(
+            reason(&BotMatch::Ambiguous(vec![]), "db"),
+            Err(Reason::AmbiguousBot)
+        );
+        assert!(policy.has_credentials() && !Policy::default().has_credentials());
+    }
+}
