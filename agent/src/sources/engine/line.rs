@@ -121,6 +121,7 @@ impl<U: Upstream> Loop<U> {
         Self {
             prefetch: serving.fetching.prefetch.clone().into(),
             pace: begin(&serving, now),
+            sealed: serving.is_sealed(),
             serving,
             upstream: Rc::new(upstream),
             calls: JoinSet::new(),
@@ -136,7 +137,6 @@ impl<U: Upstream> Loop<U> {
             lent: HashMap::new(),
             old: Vec::new(),
             looked: now,
-            sealed: false,
         }
     }
 
