@@ -1,14 +1,11 @@
 //! The credentials socket: beside that of the bots, and only where a bot has credentials or systemd passed it in.
 
-use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use tokio::net::UnixListener;
+use std::sync::{Arc, OnceLock};
 
 use super::error::StartError;
-use super::sockets::listen;
+use super::sockets::{Bound, listen};
 use crate::api::{Context, credentials};
 use crate::policy::Policy;
 
@@ -16,45 +13,37 @@ use crate::policy::Policy;
 pub(super) struct Credentials {
     server: Arc<credentials::Server>,
     path: PathBuf,
-    serves: AtomicBool,
-    /// The file is ours, to be removed at the end.
-    bound: AtomicBool,
+    /// Set once it is served: what of it is ours to be removed at the end.
+    bound: OnceLock<Bound>,
 }
 
 impl Credentials {
-    pub(super) fn new(context: Arc<Context>, path: PathBuf) -> Self {
+    pub fn new(context: Arc<Context>, path: PathBuf) -> Self {
         Self {
             server: credentials::Server::new(context),
             path,
-            serves: AtomicBool::new(false),
-            bound: AtomicBool::new(false),
+            bound: OnceLock::new(),
         }
     }
 
-    /// Serves a socket that is there already.
-    pub(super) fn serve(&self, listener: UnixListener) {
-        self.serves.store(true, Relaxed);
-        tokio::spawn(Arc::clone(&self.server).accept(listener));
-    }
-
-    /// Binds the socket where a policy needs it and nothing is served yet.
-    pub(super) fn open(&self, policy: &Policy) -> Result<(), StartError> {
-        if policy.has_credentials() && !self.serves.load(Relaxed) {
-            let listener = listen(&self.path)?;
-            self.bound.store(true, Relaxed);
-            self.serve(listener);
+    /// Serves the socket that was handed over, or one of our own where a policy needs it; at a reload, too.
+    pub fn open(&self, handed: Option<UnixListener>, policy: &Policy) -> Result<(), StartError> {
+        let wanted = handed.is_some() || policy.has_credentials();
+        if wanted && self.bound.get().is_none() {
+            let mut bound = Bound::new();
+            let listener = listen(handed, &self.path, &mut bound)?;
+            self.bound.get_or_init(|| bound);
+            tokio::spawn(Arc::clone(&self.server).accept(listener));
         }
         Ok(())
     }
 
-    pub(super) async fn drain(&self) {
+    pub async fn drain(&self) {
         self.server.drain().await;
     }
 
-    pub(super) fn remove(&self) {
-        if self.bound.load(Relaxed) {
-            // Someone else may have removed it.
-            let _ = fs::remove_file(&self.path);
-        }
+    /// The files of the sockets that this process has made.
+    pub fn bound(&self) -> impl Iterator<Item = &PathBuf> {
+        self.bound.get().into_iter().flatten()
     }
 }
