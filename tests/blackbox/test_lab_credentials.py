@@ -22,6 +22,20 @@ name = "local"
 kind = "file"
 key = "file:/var/lib/keyhatch/store.key"
 
+[[source]]
+name = "slow"
+kind = "vault"
+address = "http://127.0.0.1:8200"
+prefix = "slow/"
+auth = { method = "token_file", path = "/var/lib/keyhatch/token" }
+timeout = "60s"
+
+[[bot]]
+name = "slow"
+match = { unit = "slow.service" }
+roles = ["reader"]
+credentials = { db = "slow/key" }
+
 [[bot]]
 name = "plain"
 match = { user = "bot", unit = "plain.service" }
@@ -57,7 +71,7 @@ match = { user = "bot", user_unit = "mine.service" }
 roles = ["reader"]
 
 [role.reader]
-grants = [{ secrets = ["app/**"] }]
+grants = [{ secrets = ["app/**", "slow/**"] }]
 """
 KEYHATCH_SERVICE = """
 [Unit]
@@ -67,6 +81,7 @@ Type=notify
 User=keyhatch
 ExecStart=/opt/keyhatch/keyhatchd run
 Sockets=keyhatch.socket keyhatch-admin.socket keyhatch-credentials.socket
+FileDescriptorStoreMax=16
 Restart=always
 RestartSec=100ms
 StateDirectory=keyhatch
@@ -126,6 +141,8 @@ WantedBy=sockets.target
         for name, value in (("init", None), ("app/db", json.dumps({"password": PASSWORD})), ("app/key", CANARY)):
             verb = "init" if value is None else f"put {name}"
             machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store {verb} {files}", stdin=value or "")
+        machine.sh("echo CANARY-token > /var/lib/keyhatch/token")
+        machine.sh("chown keyhatch /var/lib/keyhatch/token && chmod 0600 /var/lib/keyhatch/token")
         machine.systemctl("enable", "--now", *SOCKETS, "keyhatch.service")
         yield machine
 
@@ -190,6 +207,28 @@ def test_a_unit_that_starts_while_the_agent_hangs_and_is_killed_is_given_its_sec
     machine.systemctl("kill", "-s", "KILL", "keyhatch.service")
     eventually(lambda: machine.show("dynamic.service", "ActiveState") == "active")
     assert told(machine, "dynamic.service")[0][0] == f"{digest(CANARY)}  db"
+
+
+# It takes connections and says nothing.
+SILENT = """[Service]
+ExecStart=python3 -c 'import socket, time; s = socket.create_server(("127.0.0.1", 8200)); time.sleep(1e6)'
+"""
+
+
+def test_an_agent_that_is_killed_while_it_answers_leaves_no_unit_with_an_empty_credential(machine):
+    machine.unit("silent.service", SILENT)
+    machine.unit("slow.service", service("DynamicUser=yes", TELL))
+    machine.systemctl("start", "silent.service")
+    machine.systemctl("restart", "keyhatch.service")
+    machine.systemctl("restart", "--no-block", "slow.service")
+    # Connected, and with an inode: accepted.
+    accepted = f"grep -cE ' 03 +[1-9][0-9]* {SOCKET}' /proc/net/unix"
+    eventually(lambda: machine.sh(accepted, check=False).stdout == "1\n")
+    machine.systemctl("kill", "-s", "KILL", "keyhatch.service")
+    eventually(lambda: machine.show("slow.service", "ActiveState") == "failed")
+    assert machine.show("slow.service", "ExecMainStatus") == "243"
+    assert told(machine, "slow.service")[0] == []
+    eventually(lambda: machine.show("keyhatch.service", "NFileDescriptorStore") == "0")
 
 
 def test_a_bot_bound_to_the_socket_outlives_the_agent_and_not_the_socket(machine):

@@ -1,6 +1,6 @@
 //! The credentials socket: beside that of the bots, and only where a bot has credentials or systemd passed it in.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -8,6 +8,7 @@ use super::error::StartError;
 use super::sockets::{Bound, listen};
 use crate::api::{Context, credentials};
 use crate::policy::Policy;
+use crate::sys::manager::Manager;
 
 /// The socket and who serves it.
 pub(super) struct Credentials {
@@ -18,9 +19,9 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub fn new(context: Arc<Context>, path: PathBuf) -> Self {
+    pub fn new(context: Arc<Context>, manager: Arc<Manager>, path: PathBuf) -> Self {
         Self {
-            server: credentials::Server::new(context),
+            server: credentials::Server::new(context, manager),
             path,
             bound: OnceLock::new(),
         }
@@ -36,6 +37,13 @@ impl Credentials {
             tokio::spawn(Arc::clone(&self.server).accept(listener));
         }
         Ok(())
+    }
+
+    /// Has those refused whom the daemon before left without a whole answer.
+    pub fn refuse(&self, unanswered: Vec<UnixStream>) {
+        for stream in unanswered {
+            self.server.refuse(stream);
+        }
     }
 
     pub async fn drain(&self) {

@@ -38,6 +38,7 @@ impl Daemon {
         let mut bots = tokio::spawn(Arc::clone(&server).accept(bots, rings, move || pulse.beat()));
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
+        self.credentials.refuse(handed.unanswered);
         self.credentials
             .open(handed.credentials, &self.config.policy)?;
         let ops = tokio::spawn(Arc::clone(&admin).accept(ops));
