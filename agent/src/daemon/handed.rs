@@ -22,17 +22,10 @@ impl HandedSockets {
     /// Sorts out what was handed over. All that is wrong with it is told.
     pub fn sort(handed: Vec<Handed>) -> Result<Self, StartError> {
         let mut sorted = Self::default();
-        let mut problems: Vec<String> = handed
+        let problems: Vec<String> = handed
             .into_iter()
             .filter_map(|(name, socket)| sorted.put(&name, socket).err())
             .collect();
-        if sorted.credentials.is_some() {
-            problems.push(
-                "the service manager passed a socket named \"credentials\", which this version does not serve; \
-                 disable its unit"
-                    .to_owned(),
-            );
-        }
         if problems.is_empty() {
             Ok(sorted)
         } else {

@@ -1,5 +1,6 @@
 //! Wiring: start, reload, drain, stop.
 
+mod credentials;
 mod error;
 mod handed;
 mod log;
@@ -67,5 +68,6 @@ struct Daemon {
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
     manager: Arc<Manager>,
+    credentials: credentials::Credentials,
     _state: Flock<File>,
 }

@@ -46,6 +46,8 @@ impl Daemon {
             &mut bound,
         )
         .await?;
+        self.credentials
+            .open(handed.credentials, &self.config.policy)?;
         let mut signals = signals()?;
         self.manager.tell("READY=1");
         ready();
@@ -74,7 +76,7 @@ impl Daemon {
         drop(reloads);
         let drained = async {
             let _ = (bots.await, ops.await);
-            tokio::join!(server.drain(), admin.drain());
+            tokio::join!(server.drain(), admin.drain(), self.credentials.drain());
         };
         tokio::select! {
             never = &mut exits => match never {},

@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use super::Daemon;
+use super::credentials::Credentials;
 use super::error::{StartError, io_error};
 use super::preflight::missing;
 use super::sockets::make_folder;
@@ -102,12 +103,14 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
+        let credentials = Credentials::new(Arc::clone(&context), config.agent.credentials_socket());
         Ok(Self {
             path: path.to_owned(),
             config,
             context,
             keeper,
             manager,
+            credentials,
             _state: state,
         })
     }

@@ -15,6 +15,7 @@ impl Daemon {
         let _ = self.keeper.send(Asked::Stop);
         self.context.cache.seal();
         self.context.audit.close();
+        self.credentials.remove();
         for socket in bound {
             // Someone else may have removed it.
             let _ = fs::remove_file(socket);
