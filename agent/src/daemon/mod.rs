@@ -67,7 +67,7 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
-    credentials: credentials::Credentials,
     manager: Arc<Manager>,
+    credentials: credentials::Credentials,
     _state: Flock<File>,
 }

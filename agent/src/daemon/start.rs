@@ -113,8 +113,8 @@ impl Daemon {
             config,
             context,
             keeper,
-            credentials,
             manager,
+            credentials,
             _state: state,
         })
     }
