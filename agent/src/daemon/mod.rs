@@ -67,7 +67,7 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
-    manager: Arc<Manager>,
     credentials: credentials::Credentials,
+    manager: Arc<Manager>,
     _state: Flock<File>,
 }

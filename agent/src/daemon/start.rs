@@ -103,14 +103,18 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
-        let credentials = Credentials::new(Arc::clone(&context), config.agent.credentials_socket());
+        let credentials = Credentials::new(
+            Arc::clone(&context),
+            Arc::clone(&manager),
+            config.agent.credentials_socket(),
+        );
         Ok(Self {
             path: path.to_owned(),
             config,
             context,
             keeper,
-            manager,
             credentials,
+            manager,
             _state: state,
         })
     }
