@@ -18,6 +18,7 @@ use nix::fcntl::Flock;
 
 use crate::api::Context;
 use crate::config::Config;
+use crate::confine::Needs;
 use crate::sources::Asked;
 use crate::sys::harden;
 
@@ -54,5 +55,7 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
+    /// What the process can still do.
+    granted: Needs,
     _state: Flock<File>,
 }

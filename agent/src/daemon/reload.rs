@@ -10,6 +10,7 @@ use super::start::exe_paths;
 use crate::api::admin::AdminServer;
 use crate::audit::{Entry, Event, extra};
 use crate::config::{self, Config, Depth, Stamps};
+use crate::confine::Needs;
 use crate::files::Trust;
 
 impl Daemon {
@@ -51,10 +52,14 @@ impl Daemon {
     /// What only a restart can change.
     fn refuse_changes(&self, fresh: &Config) -> Vec<String> {
         let mut problems = preflight(fresh);
+        let needs = Needs::of(&self.path, fresh, &|name| std::env::var_os(name));
+        let path = self.path.display();
+        problems.extend(needs.beyond(&self.granted).iter().map(|what| {
+            format!("{path}: needs {what}, which keyhatchd gave up as it started; restart it")
+        }));
         let (old, new) = (&self.config, fresh);
         let mut fixed = |same: bool, what: &str| {
             if !same {
-                let path = self.path.display();
                 problems.push(format!(
                     "{path}: {what} changed, which a reload cannot do; restart keyhatchd"
                 ));

@@ -19,6 +19,7 @@ use crate::api::{Context, RequestIds};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
 use crate::config::{self, Config, SourceKind, Stamps};
+use crate::confine::{Needs, confine};
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::sources::engine::Rooms;
@@ -43,7 +44,8 @@ impl Daemon {
         let state = lock_state(state_dir)?;
         let kernel = Kernel::probe();
         let arena = make_arena()?;
-        let missing = missing(kernel, arena.protection());
+        let (granted, unconfined) = shut_in(path, &config)?;
+        let missing = [missing(kernel, arena.protection()), unconfined].concat();
         missing
             .iter()
             .for_each(|missing| tracing::warn!("{missing}"));
@@ -90,9 +92,22 @@ impl Daemon {
             config,
             context,
             keeper,
+            granted,
             _state: state,
         })
     }
+}
+
+/// Makes the folders that the configuration names, and gives up all that it does not: before the first thread,
+/// since threads that run already keep the files they may open.
+fn shut_in(path: &Path, config: &Config) -> Result<(Needs, Vec<String>), StartError> {
+    audit::make_folder(&config.audit.dir)?;
+    let needs = Needs::of(path, config, &|name| std::env::var_os(name));
+    for folder in &needs.sockets {
+        make_folder(folder, 0o755)?;
+    }
+    let missing = confine(&needs);
+    Ok((needs, missing))
 }
 
 fn audit_settings(config: &config::Audit) -> audit::Settings {

@@ -6,5 +6,6 @@ pub mod exits;
 pub mod harden;
 pub mod map;
 pub mod peer;
+pub mod process;
 pub mod secret;
 pub mod terminal;
