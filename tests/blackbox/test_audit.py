@@ -100,7 +100,7 @@ def head_of(agent):
 
 def test_every_read_has_exactly_one_record_that_says_all():
     secrets = {"app/key": CANARY, "app/denied": CANARY, "app/gone": CANARY}
-    with Agent(POLICY, secrets=secrets) as agent:
+    with Agent(POLICY + Agent.SEES_PROGRAMS, secrets=secrets) as agent:
         grant, deny = line_of(agent, 'secrets = ["app/**"]'), line_of(agent, 'secrets = ["app/denied"]')
         for name, uid, status, reason, rule in [
             ("app/key", ALICE, 200, "granted", grant),
@@ -863,7 +863,7 @@ def nasty_read(agent):
 
 
 def test_a_programs_path_with_escapes_and_newlines_stays_escaped_everywhere():
-    with Agent() as agent:
+    with Agent(Agent.POLICY + Agent.SEES_PROGRAMS) as agent:
         path = nasty_read(agent)
         raw = Path(segments(agent.audit_dir)[0]).read_bytes().rstrip(b"\0")
         read = [line for line in raw.splitlines() if b'"secret.read"' in line]
