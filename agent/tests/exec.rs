@@ -108,6 +108,7 @@ fn main() {
     let scene = Scene::new();
     let nowhere = scene.dir.join("exec.sock");
     let runner = Runner::start(&scene.programs, &nowhere).unwrap();
+    assert!(runner.knows(&scene.programs) && !runner.knows(&[another()]));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -205,6 +206,7 @@ async fn refusals(scene: &Scene, runner: &Runner) {
             command: named.command[..1].to_vec(),
             ..named.clone()
         },
+        another(),
         Program {
             user: Some("daemon".into()),
             ..named.clone()
@@ -259,6 +261,15 @@ fn ends(runner: Runner) {
             Ok(WaitStatus::Exited(_, 0))
         )
     });
+}
+
+/// One that the helper was not made for.
+fn another() -> Program {
+    Program {
+        command: vec!["/bin/true".into()],
+        user: None,
+        timeout: Duration::from_secs(20),
+    }
 }
 
 async fn nobody(scene: &Scene) {

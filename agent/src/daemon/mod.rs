@@ -19,6 +19,7 @@ use nix::fcntl::Flock;
 use crate::api::Context;
 use crate::config::Config;
 use crate::confine::Needs;
+use crate::exec::{self, Runner, allowed_programs};
 use crate::sources::Asked;
 use crate::sys::harden;
 
@@ -38,6 +39,9 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
     }
     harden::deny_dumps()
         .map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
+    // Before the first thread, the first secret, and the sandbox, which it has no part in.
+    let runner = Runner::start(&allowed_programs(&config), Path::new(exec::SOCKET))
+        .map_err(|error| StartError::Other("no helper to run programs", error.to_string()))?;
     let files = harden::raise_open_files()
         .map_err(|errno| StartError::Other("the limit on open files", errno.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -46,7 +50,7 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
         .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
-    runtime.block_on(Daemon::start(path, config, files)?.serve(ready))
+    runtime.block_on(Daemon::start(path, config, files, runner)?.serve(ready))
 }
 
 /// The wired rooms, before they serve.

@@ -11,6 +11,7 @@ use crate::api::admin::AdminServer;
 use crate::audit::{Entry, Event, extra};
 use crate::config::{self, Config, Depth, Stamps};
 use crate::confine::Needs;
+use crate::exec::allowed_programs;
 use crate::files::Trust;
 
 impl Daemon {
@@ -54,7 +55,11 @@ impl Daemon {
         let mut problems = preflight(fresh);
         let needs = Needs::of(&self.path, fresh, &|name| std::env::var_os(name));
         let path = self.path.display();
-        problems.extend(needs.beyond(&self.granted).iter().map(|what| {
+        let mut more = needs.beyond(&self.granted);
+        if !self.context.runner.knows(&allowed_programs(fresh)) {
+            more.push("to run another program".to_owned());
+        }
+        problems.extend(more.iter().map(|what| {
             format!("{path}: needs {what}, which keyhatchd gave up as it started; restart it")
         }));
         let (old, new) = (&self.config, fresh);

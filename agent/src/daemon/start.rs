@@ -20,6 +20,7 @@ use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
 use crate::config::{self, Config, SourceKind, Stamps};
 use crate::confine::{Needs, confine};
+use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::sources::engine::Rooms;
@@ -34,7 +35,12 @@ const UNLIMITED_ARENA: usize = 1 << 30;
 const SPARE: u64 = 64 * 1024;
 
 impl Daemon {
-    pub(super) fn start(path: &Path, config: Config, files: u64) -> Result<Self, StartError> {
+    pub(super) fn start(
+        path: &Path,
+        config: Config,
+        files: u64,
+        runner: Runner,
+    ) -> Result<Self, StartError> {
         config
             .warnings
             .iter()
@@ -77,6 +83,7 @@ impl Daemon {
             upstreams,
             audit,
             limits: Limits::new(files),
+            runner,
             lookup: Lookup::default(),
             images,
             kernel,

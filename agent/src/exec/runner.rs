@@ -21,6 +21,8 @@ const LONGER: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Runner {
     helper: Option<Arc<Helper>>,
+    /// What the helper was made for.
+    named: Arc<[Program]>,
     socket: PathBuf,
 }
 
@@ -35,8 +37,17 @@ impl Runner {
         };
         Ok(Self {
             helper,
+            named: programs.into(),
             socket: socket.to_owned(),
         })
+    }
+
+    /// Whether it can run all these. A helper knows what the configuration named as it was forked; what systemd
+    /// starts reads it anew.
+    #[must_use]
+    pub fn knows(&self, programs: &[Program]) -> bool {
+        let by_systemd = self.helper.is_none() && self.socket.exists();
+        by_systemd || programs.iter().all(|program| self.named.contains(program))
     }
 
     /// Runs a program that the configuration names, with `input` on its standard input. It is ended when what
