@@ -99,7 +99,7 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .handle_access(AccessFs::from_all(TRIED))?
         .handle_access(AccessNet::from_all(TRIED))?
-        .scope(scopes())?
+        .scope(scopes(needs))?
         .create()?
         .add_rules(path_beneath_rules(SYSTEM, read))?
         .add_rules(path_beneath_rules(["/dev/null"], AccessFs::WriteFile))?
@@ -120,10 +120,8 @@ fn nearest(folder: &Path) -> Option<&Path> {
     Some(there)
 }
 
-/// A service manager may be told of the start by an abstract socket.
-fn scopes() -> BitFlags<Scope> {
-    let told = std::env::var("NOTIFY_SOCKET").unwrap_or_default();
-    if told.starts_with('@') {
+fn scopes(needs: &Needs) -> BitFlags<Scope> {
+    if needs.abstract_sockets {
         Scope::Signal.into()
     } else {
         Scope::from_all(TRIED)

@@ -48,6 +48,8 @@ pub struct Needs {
     pub bind: BTreeSet<u16>,
     /// Whether it uses any network.
     pub network: bool,
+    /// Whether it sends to sockets of others in the abstract namespace.
+    pub abstract_sockets: bool,
     /// Whether it must see which programs other processes run.
     pub programs: bool,
 }

@@ -1,8 +1,11 @@
 //! Wiring: start, reload, drain, stop.
 
+mod credentials;
 mod error;
+mod handed;
 mod log;
 mod preflight;
+mod pulse;
 mod reload;
 mod serve;
 mod sockets;
@@ -22,6 +25,8 @@ use crate::confine::Needs;
 use crate::exec::{self, Runner, allowed_programs};
 use crate::sources::Asked;
 use crate::sys::harden;
+use crate::sys::manager::{Handed, Manager};
+use handed::HandedSockets;
 
 pub use error::StartError;
 pub use log::log_to_journald_or_stderr;
@@ -31,12 +36,19 @@ pub use preflight::{preflight, unseen_users};
 /// they do not push the news of an exit to the next time.
 const EVENTS: usize = 8 * 1024;
 
-/// Runs the daemon until it is told to stop. `ready` is called once it serves.
-pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), StartError> {
+/// Runs the daemon until it is told to stop. `taken` is what the service manager handed over; `ready` is
+/// called once it serves.
+pub fn run(
+    path: &Path,
+    config: Config,
+    taken: (Manager, Vec<Handed>),
+    ready: impl FnOnce(),
+) -> Result<(), StartError> {
     let problems = preflight(&config);
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
     }
+    let (manager, handed) = (Arc::new(taken.0), HandedSockets::sort(taken.1)?);
     harden::deny_dumps()
         .map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
     // Before the first thread, the first secret, and the sandbox, which it has no part in.
@@ -50,7 +62,8 @@ pub fn run(path: &Path, config: Config, ready: impl FnOnce()) -> Result<(), Star
         .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
-    runtime.block_on(Daemon::start(path, config, files, runner)?.serve(ready))
+    let daemon = Daemon::start(path, config, files, manager, runner)?;
+    runtime.block_on(daemon.serve(handed, ready))
 }
 
 /// The wired rooms, before they serve.
@@ -61,5 +74,7 @@ struct Daemon {
     keeper: mpsc::Sender<Asked>,
     /// What the process can still do.
     granted: Needs,
+    manager: Arc<Manager>,
+    credentials: credentials::Credentials,
     _state: Flock<File>,
 }

@@ -1,7 +1,9 @@
 //! Reload: a configuration takes effect whole, or not at all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use super::Daemon;
@@ -15,13 +17,28 @@ use crate::exec::allowed_programs;
 use crate::files::Trust;
 
 impl Daemon {
-    /// Reads the configuration anew: it takes effect whole, or not at all.
+    /// Reads the configuration anew, and tells the service manager when that begins and ends.
     pub(super) fn reload(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let now = now.as_micros();
+        self.manager
+            .tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+        let done = self.load_anew(admin);
+        self.manager.tell("READY=1");
+        done
+    }
+
+    /// The configuration takes effect whole, or not at all.
+    fn load_anew(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
         let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
             problems if problems.is_empty() => Ok(fresh),
             problems => Err(problems),
+        });
+        let fresh = fresh.and_then(|fresh| match self.credentials.open(None, &fresh.policy) {
+            Ok(()) => Ok(fresh),
+            Err(error) => Err(vec![error.to_string()]),
         });
         let fresh = match fresh {
             Ok(fresh) => fresh,
