@@ -500,8 +500,17 @@ def failing_disk(path):
         subprocess.run(["umount", "-l", path], check=False)
 
 
+def with_log_in_state_dir(agent):
+    """As by default. What is mounted over a folder is another one to Landlock, whose rule is on the one around it."""
+    agent.state.mkdir(mode=0o700)
+    agent.audit_dir = agent.state / "audit"
+    agent.head = agent.head.replace(f"{agent.dir}/audit", str(agent.audit_dir))
+    agent.write_policy(POLICY)
+    return agent
+
+
 def test_a_disk_that_turned_read_only_refuses_and_a_good_one_in_its_place_is_taken_up():
-    with Agent(POLICY, start=False) as agent, failing_disk(agent.audit_dir) as fail:
+    with with_log_in_state_dir(Agent(POLICY, start=False)) as agent, failing_disk(agent.audit_dir) as fail:
         agent.start()
         with Load(agent, 4) as load:
             eventually(lambda: load.count(VALUES) > 100)

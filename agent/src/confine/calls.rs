@@ -153,7 +153,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_readlinkat,
     libc::SYS_readv,
-    libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_statfs,
     libc::SYS_statx,
@@ -210,13 +209,15 @@ const OLD: &[c_long] = &[
     libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_rename,
+    libc::SYS_renameat,
     libc::SYS_select,
     libc::SYS_stat,
     libc::SYS_time,
     libc::SYS_unlink,
 ];
-#[cfg(not(target_arch = "x86_64"))]
-const OLD: &[c_long] = &[];
+/// `renameat`, which the C library makes for `rename(2)` there.
+#[cfg(target_arch = "aarch64")]
+const OLD: &[c_long] = &[38];
 
 /// Installs both filters, for all threads.
 pub(super) fn restrict(network: bool) -> Result<(), seccompiler::Error> {

@@ -221,3 +221,83 @@ impl Needs {
         folder
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths<const N: usize>(all: [&str; N]) -> BTreeSet<PathBuf> {
+        all.into_iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn what_lies_inside_of_what_was_granted_is_not_beyond_it() {
+        let granted = Needs {
+            read: paths(["/etc/keyhatch"]),
+            write: paths(["/var/lib/keyhatch"]),
+            sockets: paths(["/run/keyhatch"]),
+            connect: [53, 8200].into(),
+            network: true,
+            ..Needs::default()
+        };
+        let within = Needs {
+            read: paths(["/etc/keyhatch/conf.d", "/var/lib/keyhatch/token"]),
+            write: paths(["/var/lib/keyhatch/store"]),
+            connect: [8200].into(),
+            ..granted.clone()
+        };
+        assert_eq!(within.beyond(&granted), Vec::<String>::new());
+        let more = Needs {
+            read: paths(["/etc/keyhatch2"]),
+            write: paths(["/etc/keyhatch"]),
+            sockets: paths(["/run"]),
+            connect: [443].into(),
+            bind: [9464].into(),
+            programs: true,
+            ..granted.clone()
+        };
+        assert_eq!(
+            more.beyond(&granted),
+            [
+                "to read files in /etc/keyhatch2",
+                "to write files in /etc/keyhatch",
+                "to make a socket in /run",
+                "to connect to TCP port 443",
+                "to listen on TCP port 9464",
+                "to see the programs of bots, since one is selected by exe or exe_sha256",
+            ]
+        );
+        let offline = Needs::default();
+        assert_eq!(
+            Needs {
+                network: true,
+                ..Needs::default()
+            }
+            .beyond(&offline),
+            ["to use the network"]
+        );
+    }
+
+    #[test]
+    fn what_the_environment_says_to_the_sdk_of_aws_counts() {
+        let variable = |name: &str| match name {
+            "HOME" => Some("/home/bot".into()),
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI" => Some("http://127.0.0.1:1338/role".into()),
+            "AWS_WEB_IDENTITY_TOKEN_FILE" => Some("/run/tokens/aws".into()),
+            _ => None,
+        };
+        let aws = Aws {
+            region: None,
+            endpoint_url: Some("http://127.0.0.1:5055".into()),
+            profile: None,
+            ca_file: Some("/etc/pki/own.pem".into()),
+        };
+        let mut needs = Needs::default();
+        needs.aws(&aws, &variable);
+        assert_eq!(needs.connect, [80, 443, 1338, 5055].into());
+        assert_eq!(
+            needs.read,
+            paths(["/etc/pki", "/home/bot/.aws", "/run/tokens"])
+        );
+    }
+}
