@@ -82,7 +82,6 @@ def test_only_the_bots_socket_may_be_handed_over_and_a_metrics_socket_too():
     [
         (("bots", "x"), {}, 'socket named "x"; a unit names it bots, admin, metrics or credentials'),
         (("bots", "unknown"), {}, "FileDescriptorName="),
-        (("credentials", "bots"), {}, 'socket named "credentials", which this version does not serve'),
         (("bots", "admin", "bots"), {}, 'two sockets named "bots"'),
         (("admin",), {"kind": socket.SOCK_DGRAM, "listen": False}, '"admin", which is not a listening Unix stream socket'),
         (("admin",), {"kind": socket.SOCK_SEQPACKET}, '"admin", which is not a listening Unix stream socket'),

@@ -351,6 +351,7 @@ fn operator(peer: &Peer) -> Operator {
         gid: peer.gid(),
         exe: peer.exe().map(|exe| exe.as_os_str().as_bytes()),
         unit: peer.unit(),
+        invocation_id: peer.invocation_id(),
         ..Facts::default()
     };
     let actor = Actor {

@@ -26,6 +26,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::sleep;
 
 use super::answer::Answer;
+use super::bind::Door;
 use super::connection::Connection;
 use super::context::Context;
 use super::id::RequestId;
@@ -221,7 +222,7 @@ impl Server {
         tokio::spawn(async move {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
-            let connection = Connection::new(context, peer, stall, limits).await;
+            let connection = Connection::new(context, peer, stall, limits, Door::Bots).await;
             serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
         });

@@ -2,11 +2,12 @@
 //! nobody serves waits for the next daemon instead of failing.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 
 use super::error::StartError;
+use crate::api::credentials::HELD;
 use crate::sys::manager::Handed;
 
 /// One of each at most, by the names that the units give them (`FileDescriptorName=`).
@@ -16,23 +17,18 @@ pub(super) struct HandedSockets {
     pub admin: Option<UnixListener>,
     pub metrics: Option<UnixListener>,
     pub credentials: Option<UnixListener>,
+    /// Connections that the daemon before had not answered whole when it died.
+    pub unanswered: Vec<UnixStream>,
 }
 
 impl HandedSockets {
     /// Sorts out what was handed over. All that is wrong with it is told.
     pub fn sort(handed: Vec<Handed>) -> Result<Self, StartError> {
         let mut sorted = Self::default();
-        let mut problems: Vec<String> = handed
+        let problems: Vec<String> = handed
             .into_iter()
             .filter_map(|(name, socket)| sorted.put(&name, socket).err())
             .collect();
-        if sorted.credentials.is_some() {
-            problems.push(
-                "the service manager passed a socket named \"credentials\", which this version does not serve; \
-                 disable its unit"
-                    .to_owned(),
-            );
-        }
         if problems.is_empty() {
             Ok(sorted)
         } else {
@@ -46,6 +42,10 @@ impl HandedSockets {
             "admin" => &mut self.admin,
             "metrics" => &mut self.metrics,
             "credentials" => &mut self.credentials,
+            HELD => {
+                self.unanswered.push(UnixStream::from(socket));
+                return Ok(());
+            }
             other => {
                 return Err(format!(
                     "the service manager passed a socket named {other:?}; a unit names it bots, admin, metrics or \

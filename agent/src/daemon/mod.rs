@@ -1,5 +1,6 @@
 //! Wiring: start, reload, drain, stop.
 
+mod credentials;
 mod error;
 mod handed;
 mod log;
@@ -66,6 +67,7 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
+    credentials: credentials::Credentials,
     manager: Arc<Manager>,
     _state: Flock<File>,
 }

@@ -34,6 +34,10 @@ impl Daemon {
             problems if problems.is_empty() => Ok(fresh),
             problems => Err(problems),
         });
+        let fresh = fresh.and_then(|fresh| match self.credentials.open(None, &fresh.policy) {
+            Ok(()) => Ok(fresh),
+            Err(error) => Err(vec![error.to_string()]),
+        });
         let fresh = match fresh {
             Ok(fresh) => fresh,
             Err(problems) => {

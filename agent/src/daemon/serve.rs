@@ -38,6 +38,9 @@ impl Daemon {
         let mut bots = tokio::spawn(Arc::clone(&server).accept(bots, rings, move || pulse.beat()));
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
+        self.credentials.refuse(handed.unanswered);
+        self.credentials
+            .open(handed.credentials, &self.config.policy)?;
         let ops = tokio::spawn(Arc::clone(&admin).accept(ops));
         serve_metrics(
             &self.context,
@@ -74,7 +77,7 @@ impl Daemon {
         drop(reloads);
         let drained = async {
             let _ = (bots.await, ops.await);
-            tokio::join!(server.drain(), admin.drain());
+            tokio::join!(server.drain(), admin.drain(), self.credentials.drain());
         };
         tokio::select! {
             never = &mut exits => match never {},

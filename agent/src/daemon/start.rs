@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use super::Daemon;
+use super::credentials::Credentials;
 use super::error::{StartError, io_error};
 use super::preflight::missing;
 use super::sockets::make_folder;
@@ -102,11 +103,17 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
+        let credentials = Credentials::new(
+            Arc::clone(&context),
+            Arc::clone(&manager),
+            config.agent.credentials_socket(),
+        );
         Ok(Self {
             path: path.to_owned(),
             config,
             context,
             keeper,
+            credentials,
             manager,
             _state: state,
         })
