@@ -109,6 +109,13 @@ impl Manager {
         }
     }
 
+    /// Whether it listens in the abstract namespace, to which a sandbox closes the way.
+    #[must_use]
+    pub fn is_abstract(&self) -> bool {
+        let address = self.notify.as_ref();
+        address.is_some_and(|address| address.as_abstract_name().is_some())
+    }
+
     /// Tells the manager, one `KEY=value` a line. Never waits: a manager that hangs must not stop the requests.
     pub fn tell(&self, state: &str) {
         let Some(address) = &self.notify else { return };
