@@ -285,4 +285,10 @@ def test_while_an_upstream_is_down_its_last_good_value_is_marked(bao):
         reply = agent.get("/secretsmanager/get?secretId=up/a&refreshNow=true")
         assert json.loads(reply.json()["SecretString"]) == {"value": "CANARY-a"}
         assert reply.headers["keyhatch-stale"] == "true"
+        batch = agent.get("/v1/batch", method="POST", body=b'{"names":["up/a","app/key"]}').json()["secrets"]
+        assert [(secret["name"], secret["stale"]) for secret in batch] == [("up/a", True), ("app/key", False)]
+        target = {"X_Amz_Target": "secretsmanager.BatchGetSecretValue"}
+        for ids, stale in [(["up/a", "app/key"], "true"), (["app/key"], None)]:
+            reply = agent.get("/", method="POST", body=json.dumps({"SecretIdList": ids}).encode(), **target)
+            assert len(reply.json()["SecretValues"]) == len(ids) and reply.headers.get("keyhatch-stale") == stale
         assert agent.get("/v1/secret/data/up/b").status == 503

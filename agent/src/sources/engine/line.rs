@@ -106,6 +106,7 @@ impl<U: Upstream> Loop<U> {
         Self {
             prefetch: serving.fetching.prefetch.clone().into(),
             pace: begin(&serving, now),
+            sealed: serving.is_sealed(),
             serving,
             upstream: Rc::new(upstream),
             calls: JoinSet::new(),
@@ -116,7 +117,6 @@ impl<U: Upstream> Loop<U> {
             fetching: 0,
             leases: Leases::default(),
             looked: now,
-            sealed: false,
         }
     }
 
