@@ -66,7 +66,7 @@ pub struct Stats {
 impl Log {
     /// Opens the log in `settings.dir`, continuing what is there. The notes say what a kill left behind.
     pub fn open(settings: Settings) -> Result<(Arc<Self>, Vec<String>), AuditError> {
-        make_dir(&settings.dir)?;
+        make_folder(&settings.dir)?;
         let lock = lock(&settings.dir)?;
         let mut found = recover(&settings)?;
         let sent = feed::load_cursor(&settings.dir);
@@ -242,7 +242,8 @@ impl fmt::Debug for Log {
     }
 }
 
-fn make_dir(dir: &Path) -> Result<(), AuditError> {
+/// Makes the folder of a log where it is missing.
+pub fn make_folder(dir: &Path) -> Result<(), AuditError> {
     match DirBuilder::new().mode(0o750).create(dir) {
         Ok(()) => {
             let made = File::open(dir).map_err(AuditError::io("open", dir))?;

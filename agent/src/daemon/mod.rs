@@ -21,6 +21,8 @@ use nix::fcntl::Flock;
 
 use crate::api::Context;
 use crate::config::Config;
+use crate::confine::Needs;
+use crate::exec::{self, Runner, allowed_programs};
 use crate::sources::Asked;
 use crate::sys::harden;
 use crate::sys::manager::{Handed, Manager};
@@ -49,6 +51,9 @@ pub fn run(
     let (manager, handed) = (Arc::new(taken.0), HandedSockets::sort(taken.1)?);
     harden::deny_dumps()
         .map_err(|errno| StartError::Other("core dumps cannot be turned off", errno.to_string()))?;
+    // Before the first thread, the first secret, and the sandbox, which it has no part in.
+    let runner = Runner::start(&allowed_programs(&config), Path::new(exec::SOCKET))
+        .map_err(|error| StartError::Other("no helper to run programs", error.to_string()))?;
     let files = harden::raise_open_files()
         .map_err(|errno| StartError::Other("the limit on open files", errno.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -57,7 +62,7 @@ pub fn run(
         .max_io_events_per_tick(EVENTS)
         .build()
         .map_err(|error| StartError::Other("no runtime", error.to_string()))?;
-    let daemon = Daemon::start(path, config, files, manager)?;
+    let daemon = Daemon::start(path, config, files, manager, runner)?;
     runtime.block_on(daemon.serve(handed, ready))
 }
 
@@ -67,7 +72,9 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
-    manager: Arc<Manager>,
+    /// What the process can still do.
+    granted: Needs,
     credentials: credentials::Credentials,
+    manager: Arc<Manager>,
     _state: Flock<File>,
 }

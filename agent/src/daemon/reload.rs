@@ -12,6 +12,8 @@ use super::start::exe_paths;
 use crate::api::admin::AdminServer;
 use crate::audit::{Entry, Event, extra};
 use crate::config::{self, Config, Depth, Stamps};
+use crate::confine::Needs;
+use crate::exec::allowed_programs;
 use crate::files::Trust;
 
 impl Daemon {
@@ -68,10 +70,18 @@ impl Daemon {
     /// What only a restart can change.
     fn refuse_changes(&self, fresh: &Config) -> Vec<String> {
         let mut problems = preflight(fresh);
+        let needs = Needs::of(&self.path, fresh, &|name| std::env::var_os(name));
+        let path = self.path.display();
+        let mut more = needs.beyond(&self.granted);
+        if !self.context.runner.knows(&allowed_programs(fresh)) {
+            more.push("to run another program".to_owned());
+        }
+        problems.extend(more.iter().map(|what| {
+            format!("{path}: needs {what}, which keyhatchd gave up as it started; restart it")
+        }));
         let (old, new) = (&self.config, fresh);
         let mut fixed = |same: bool, what: &str| {
             if !same {
-                let path = self.path.display();
                 problems.push(format!(
                     "{path}: {what} changed, which a reload cannot do; restart keyhatchd"
                 ));

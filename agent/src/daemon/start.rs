@@ -22,6 +22,8 @@ use crate::api::{Context, RequestIds, SealMark};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
 use crate::config::{self, Config, SourceKind, Stamps};
+use crate::confine::{Needs, confine};
+use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::sources::engine::Rooms;
@@ -45,6 +47,7 @@ impl Daemon {
         config: Config,
         files: u64,
         manager: Arc<Manager>,
+        runner: Runner,
     ) -> Result<Self, StartError> {
         config
             .warnings
@@ -55,7 +58,8 @@ impl Daemon {
         let state = lock_state(state_dir)?;
         let kernel = Kernel::probe();
         let arena = make_arena()?;
-        let missing = missing(kernel, arena.protection());
+        let (granted, unconfined) = shut_in(path, &config, &manager)?;
+        let missing = [missing(kernel, arena.protection()), unconfined].concat();
         missing
             .iter()
             .for_each(|missing| tracing::warn!("{missing}"));
@@ -93,6 +97,7 @@ impl Daemon {
             upstreams,
             audit,
             limits: Limits::new(files),
+            runner,
             lookup: Lookup::default(),
             images,
             kernel,
@@ -103,17 +108,39 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
-        let credentials = Credentials::new(Arc::clone(&context), config.agent.credentials_socket());
+        let credentials = Credentials::new(
+            Arc::clone(&context),
+            Arc::clone(&manager),
+            config.agent.credentials_socket(),
+        );
         Ok(Self {
             path: path.to_owned(),
             config,
             context,
             keeper,
-            manager,
+            granted,
             credentials,
+            manager,
             _state: state,
         })
     }
+}
+
+/// Makes the folders that the configuration names, and gives up all that it does not: before the first thread,
+/// since threads that run already keep the files they may open.
+fn shut_in(
+    path: &Path,
+    config: &Config,
+    manager: &Manager,
+) -> Result<(Needs, Vec<String>), StartError> {
+    audit::make_folder(&config.audit.dir)?;
+    let mut needs = Needs::of(path, config, &|name| std::env::var_os(name));
+    needs.abstract_sockets = manager.is_abstract();
+    for folder in &needs.sockets {
+        make_folder(folder, 0o755)?;
+    }
+    let missing = confine(&needs);
+    Ok((needs, missing))
 }
 
 fn audit_settings(config: &config::Audit) -> audit::Settings {

@@ -7,5 +7,6 @@ pub mod harden;
 pub mod manager;
 pub mod map;
 pub mod peer;
+pub mod process;
 pub mod secret;
 pub mod terminal;
