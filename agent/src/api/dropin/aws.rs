@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use keyhatch_protocol::{Action, Name};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -34,8 +34,9 @@ use crate::sources::engine::Supply;
 /// The most ids in one `BatchGetSecretValue`.
 const BATCH: usize = 20;
 
-/// What precedes the operation in `X-Amz-Target`.
-const TARGET: &[u8] = b"secretsmanager.";
+/// Names the operation, after `secretsmanager.`.
+const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+const SERVICE: &[u8] = b"secretsmanager.";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -70,8 +71,8 @@ enum Operation {
 
 impl Operation {
     fn of(headers: &HeaderMap) -> Self {
-        let target = headers.get("x-amz-target").map(HeaderValue::as_bytes);
-        match target.and_then(|target| target.strip_prefix(TARGET)) {
+        let target = headers.get(TARGET).map(HeaderValue::as_bytes);
+        match target.and_then(|target| target.strip_prefix(SERVICE)) {
             Some(b"GetSecretValue") => Self::GetSecretValue,
             Some(b"BatchGetSecretValue") => Self::BatchGetSecretValue,
             Some(b"DescribeSecret") => Self::DescribeSecret,
