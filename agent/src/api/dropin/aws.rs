@@ -15,7 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::aws_answer::{self, Exception};
-use super::aws_list::{self, Filter, Page};
+use super::aws_filter::Filter;
+use super::aws_list::{self, Page};
 use super::aws_names::{self, AwsVersion};
 use super::{aws_agent, supplied};
 use crate::api::answer::{self, Answer};
@@ -55,6 +56,7 @@ struct ManySecrets {
     filters: Vec<Filter>,
     max_results: Option<usize>,
     next_token: Option<String>,
+    sort_order: Option<String>,
 }
 
 /// What is asked for.
@@ -123,7 +125,9 @@ fn operate(
         }
         Operation::ListSecrets => {
             let page: ManySecrets = parse(body)?;
-            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?;
+            let order = page.sort_order;
+            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?
+                .ordered(order.as_deref())?;
             let answer = aws_list::list(connection, bound, &id, &page)?;
             Ok(Reply::Now(answer))
         }
