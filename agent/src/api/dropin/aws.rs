@@ -9,13 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use keyhatch_protocol::{Action, Name};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::aws_answer::{self, Exception};
-use super::aws_list::{self, Filter, Page};
+use super::aws_filter::Filter;
+use super::aws_list::{self, Page};
 use super::aws_names::{self, AwsVersion};
 use super::{aws_agent, supplied};
 use crate::api::answer::{self, Answer};
@@ -34,8 +35,9 @@ use crate::sources::engine::Supply;
 /// The most ids in one `BatchGetSecretValue`.
 const BATCH: usize = 20;
 
-/// What precedes the operation in `X-Amz-Target`.
-const TARGET: &[u8] = b"secretsmanager.";
+/// Names the operation, after `secretsmanager.`.
+const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+const SERVICE: &[u8] = b"secretsmanager.";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -54,6 +56,7 @@ struct ManySecrets {
     filters: Vec<Filter>,
     max_results: Option<usize>,
     next_token: Option<String>,
+    sort_order: Option<String>,
 }
 
 /// What is asked for.
@@ -70,8 +73,8 @@ enum Operation {
 
 impl Operation {
     fn of(headers: &HeaderMap) -> Self {
-        let target = headers.get("x-amz-target").map(HeaderValue::as_bytes);
-        match target.and_then(|target| target.strip_prefix(TARGET)) {
+        let target = headers.get(TARGET).map(HeaderValue::as_bytes);
+        match target.and_then(|target| target.strip_prefix(SERVICE)) {
             Some(b"GetSecretValue") => Self::GetSecretValue,
             Some(b"BatchGetSecretValue") => Self::BatchGetSecretValue,
             Some(b"DescribeSecret") => Self::DescribeSecret,
@@ -122,7 +125,9 @@ fn operate(
         }
         Operation::ListSecrets => {
             let page: ManySecrets = parse(body)?;
-            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?;
+            let order = page.sort_order;
+            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?
+                .ordered(order.as_deref())?;
             let answer = aws_list::list(connection, bound, &id, &page)?;
             Ok(Reply::Now(answer))
         }

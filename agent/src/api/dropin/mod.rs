@@ -5,6 +5,7 @@
 pub mod aws;
 pub mod aws_agent;
 mod aws_answer;
+mod aws_filter;
 mod aws_list;
 mod aws_names;
 mod numbers;
