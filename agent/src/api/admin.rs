@@ -263,6 +263,7 @@ impl AdminServer {
         self.context.upstreams.seal().await;
         // Answers that wait for their reader still hold a value: end them, then it is wiped.
         self.server.close_writers();
+        self.context.routes.load().close_idle();
         let arena = self.context.cache.arena();
         let wiped = async {
             while arena.used() > 0 {

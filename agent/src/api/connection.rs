@@ -32,7 +32,7 @@ pub struct Bound {
     pub(super) policy: Arc<Policy>,
     pub(super) found: BotMatch,
     changeable: Changeable,
-    who: Who,
+    pub(super) who: Who,
     /// For the record of a peer that matches no bot: the nearest one and what differs.
     nearest: Option<String>,
     memo: Mutex<Vec<Memo>>,
@@ -235,7 +235,7 @@ impl Connection {
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
-    fn standing(&self, bound: &Bound) -> Option<Refusal> {
+    pub(super) fn standing(&self, bound: &Bound) -> Option<Refusal> {
         if self.stall.may_miss_exit() && self.peer.has_exited() {
             return Some(Refusal::PeerGone);
         }
@@ -287,7 +287,7 @@ impl Connection {
         Ok(kept)
     }
 
-    fn count(&self, allowed: bool) {
+    pub(super) fn count(&self, allowed: bool) {
         let counts = &self.context.counts;
         (if allowed {
             &counts.allowed
@@ -436,12 +436,12 @@ async fn facts(
 }
 
 /// What the record of a peer without a bot says about the nearest one.
-fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
+pub(super) fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
     let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
     Some(extra(&[("nearest", nearest.as_str().into())]))
 }
 
-fn code_of(reason: Reason) -> Code {
+pub(super) fn code_of(reason: Reason) -> Code {
     match reason {
         Reason::NotFound => Code::NotFound,
         Reason::Quarantined => Code::Quarantined,

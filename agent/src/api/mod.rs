@@ -23,6 +23,7 @@ mod server;
 mod store_verbs;
 mod supply;
 mod surface;
+mod using;
 mod watch;
 
 pub use connection::Connection;

@@ -137,9 +137,9 @@ impl Server {
         }
     }
 
-    /// Ends the connections whose answers still hold a value.
+    /// Ends the connections whose answers still hold a value, or on which one is used.
     pub fn close_writers(&self) {
-        self.close_where(|open| open.stall.is_writing());
+        self.close_where(|open| open.stall.is_writing() || open.stall.is_using());
     }
 
     /// Lets answers under way finish and ends all else; returns when nothing is open or time is up.
@@ -149,7 +149,10 @@ impl Server {
         let all_ended = async {
             while !self.open().is_empty() {
                 // What waits was woken, and answers first.
-                self.close_where(|open| open.waits.load(Relaxed) == 0 && !open.stall.is_writing());
+                self.close_where(|open| {
+                    let stall = &open.stall;
+                    open.waits.load(Relaxed) == 0 && !stall.is_writing() && !stall.is_using()
+                });
                 sleep(Duration::from_millis(5)).await;
             }
         };

@@ -11,6 +11,8 @@ pub enum Surface {
     Aws,
     /// The read side of Vault's KV version 2.
     Vault,
+    /// A route: the secret is used, not read.
+    Route,
 }
 
 impl Surface {
@@ -22,6 +24,7 @@ impl Surface {
             Self::AwsAgent => "aws-agent",
             Self::Aws => "aws",
             Self::Vault => "vault",
+            Self::Route => "route",
         }
     }
 }

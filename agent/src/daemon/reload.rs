@@ -11,6 +11,7 @@ use crate::api::admin::AdminServer;
 use crate::audit::{Entry, Event, extra};
 use crate::config::{self, Config, Depth, Stamps};
 use crate::files::Trust;
+use crate::routes::Routes;
 
 impl Daemon {
     /// Reads the configuration anew: it takes effect whole, or not at all.
@@ -18,10 +19,13 @@ impl Daemon {
         let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
-            problems if problems.is_empty() => Ok(fresh),
+            problems if problems.is_empty() => {
+                let routes = Routes::of(&fresh.routes, &self.context.routes.load())?;
+                Ok((fresh, routes))
+            }
             problems => Err(problems),
         });
-        let fresh = match fresh {
+        let (fresh, routes) = match fresh {
             Ok(fresh) => fresh,
             Err(problems) => {
                 problems
@@ -42,6 +46,7 @@ impl Daemon {
             .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.dropin.store(Arc::new(fresh.dropin.clone()));
+        self.context.routes.store(Arc::new(routes));
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

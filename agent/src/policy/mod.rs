@@ -3,6 +3,7 @@
 //! Nothing here does I/O or asks for the time. Kernel facts come in, a [`Decision`] comes out, and no one else can
 //! make one that allows. Default is deny, a deny wins over every grant, and root is a peer like any other.
 
+mod call;
 mod compile;
 mod decision;
 mod diagnostic;
@@ -15,7 +16,8 @@ use std::sync::Arc;
 
 use keyhatch_protocol::{Action, Name};
 
-pub use compile::{At, BotInput, RoleInput, RuleInput, Rules};
+pub use call::{CallError, CallPattern, FORBIDDEN_METHODS};
+pub use compile::{At, BotInput, RoleInput, RouteInput, RuleInput, Rules};
 pub use decision::{Decision, Reason, Refusal};
 pub use diagnostic::{Diagnostic, Place, Report, suggest};
 pub use pattern::{MAX_PATTERN, Pattern, PatternError};
@@ -26,6 +28,7 @@ pub use selectors::{Accounts, Facts, Kind, Selectors};
 pub struct Policy {
     bots: Vec<Bot>,
     roles: Vec<Role>,
+    routes: Vec<RouteRules>,
 }
 
 /// A bot of one policy. It means nothing to another one, a reloaded one too.
@@ -53,12 +56,36 @@ struct Role {
     deny: Vec<Rule>,
 }
 
+/// A rule is about secrets or about routes, never both.
 #[derive(Debug)]
 struct Rule {
     secrets: Vec<Pattern>,
+    routes: Vec<Pattern>,
     actions: Vec<Action>,
     /// `file:line`, shared with every decision that it takes.
     place: Arc<str>,
+}
+
+/// What may be asked of one route, whoever asks.
+#[derive(Debug)]
+struct RouteRules {
+    name: Box<str>,
+    /// The secret that it uses.
+    secret: Name,
+    allow: Vec<CallPattern>,
+    deny: Vec<(CallPattern, Arc<str>)>,
+    place: Arc<str>,
+}
+
+/// One call of a route: the path is in its normal form, decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The route's name.
+    pub route: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The path at the upstream.
+    pub path: &'a str,
 }
 
 /// Who a peer is.
@@ -132,6 +159,43 @@ impl Policy {
         Decision::new(reason, rule.cloned())
     }
 
+    /// Whether the peer may make this call of a route, and which line says so.
+    ///
+    /// A deny of `use` on the route's secret counts too: whoever must not have a secret in any way does not
+    /// get it used either.
+    pub fn decide_use(&self, who: &BotMatch, call: &Call<'_>) -> Decision {
+        let route = self.routes.iter().find(|route| *route.name == *call.route);
+        let (reason, rule) = self.judge_use(who, call.route, route);
+        if reason != Reason::Granted {
+            return Decision::new(reason, rule.cloned());
+        }
+        let Some(route) = route else {
+            return Decision::new(Reason::NotFound, rule.cloned());
+        };
+        let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
+        if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| is(pattern)) {
+            return Decision::new(Reason::DenyRule, Some(Arc::clone(place)));
+        }
+        if !route.allow.iter().any(is) {
+            return Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place)));
+        }
+        Decision::new(Reason::Granted, rule.cloned())
+    }
+
+    /// Whether the peer may use the route at all, and so may learn what it allows.
+    #[must_use]
+    pub fn may_use(&self, who: &BotMatch, route: &str) -> bool {
+        let rules = self.routes.iter().find(|rules| *rules.name == *route);
+        self.judge_use(who, route, rules).0 == Reason::Granted
+    }
+
+    /// The secret that a route uses.
+    #[must_use]
+    pub fn secret_of(&self, route: &str) -> Option<&Name> {
+        let rules = self.routes.iter().find(|rules| *rules.name == *route)?;
+        Some(&rules.secret)
+    }
+
     /// Whether the peer may learn that `name` does not exist: it may read or list it.
     #[must_use]
     pub fn may_see(&self, who: &BotMatch, name: &Name) -> bool {
@@ -173,7 +237,7 @@ impl Policy {
         &self.bots
     }
 
-    /// What the roles of `bot` grant, as `whoami` shows it: `{"role","secrets","actions"}` each.
+    /// What the roles of `bot` grant, as `whoami` shows it: `{"role","secrets"|"routes","actions"}` each.
     #[must_use]
     pub fn grants(&self, bot: BotId) -> Vec<serde_json::Value> {
         let roles = self.bot(bot).into_iter().flat_map(|bot| self.roles_of(bot));
@@ -218,6 +282,27 @@ impl Policy {
     }
 
     fn judge(&self, who: &BotMatch, action: Action, name: &Name) -> (Reason, Option<&Arc<str>>) {
+        self.first_rule(who, |rule| rule.applies(action, name))
+    }
+
+    fn judge_use(
+        &self,
+        who: &BotMatch,
+        name: &str,
+        rules: Option<&RouteRules>,
+    ) -> (Reason, Option<&Arc<str>>) {
+        self.first_rule(who, |rule| {
+            rule.applies_to_route(name)
+                || rules.is_some_and(|route| rule.applies(Action::Use, &route.secret))
+        })
+    }
+
+    /// The deny, or else the grant, that `decides`.
+    fn first_rule(
+        &self,
+        who: &BotMatch,
+        decides: impl Fn(&Rule) -> bool,
+    ) -> (Reason, Option<&Arc<str>>) {
         let bot = match who {
             BotMatch::Bot(id) => self.bot(*id),
             BotMatch::NoBot { .. } => None,
@@ -226,7 +311,7 @@ impl Policy {
         let Some(bot) = bot else {
             return (Reason::NoBot, None);
         };
-        let decides = |rule: &&Rule| rule.applies(action, name);
+        let decides = |rule: &&Rule| decides(rule);
         if let Some(rule) = self.roles_of(bot).flat_map(|role| &role.deny).find(decides) {
             return (Reason::DenyRule, Some(&rule.place));
         }
@@ -283,10 +368,20 @@ impl Rule {
                 .any(|pattern| pattern.matches(name.as_str()))
     }
 
+    fn applies_to_route(&self, name: &str) -> bool {
+        self.routes.iter().any(|pattern| pattern.matches(name))
+    }
+
     fn to_json(&self, role: &str) -> serde_json::Value {
-        let secrets: Vec<&str> = self.secrets.iter().map(Pattern::as_str).collect();
+        let texts = |patterns: &[Pattern]| -> Vec<String> {
+            patterns.iter().map(ToString::to_string).collect()
+        };
         let actions: Vec<&str> = self.actions.iter().map(|action| action.as_str()).collect();
-        serde_json::json!({ "role": role, "secrets": secrets, "actions": actions })
+        let (what, names) = match self.routes.is_empty() {
+            true => ("secrets", texts(&self.secrets)),
+            false => ("routes", texts(&self.routes)),
+        };
+        serde_json::json!({ "role": role, what: names, "actions": actions })
     }
 }
 
