@@ -313,8 +313,16 @@ deny = [
 }
 
 /// `wrong.txt` has texts, each followed by every line that it must lead to. A text that begins with `match:`,
-/// `rule:` or `source:` is that part of a file that is right otherwise.
+/// `rule:`, `source:` or `route:` is that part of a file that is right otherwise.
 fn expand(text: &str) -> String {
+    /// What a text that gives one of these keys itself leaves out.
+    const ROUTE: [&str; 5] = [
+        "name = \"x\"",
+        "upstream = \"https://h\"",
+        "secret = \"a\"",
+        "inject = { header = \"x\", value = \"{secret}\" }",
+        "allow = [\"GET /v1\"]",
+    ];
     const BOT: &str = "[[bot]]\nname = \"b\"\n";
     let (part, rest) = text.split_once(": ").unwrap_or_default();
     match part {
@@ -324,6 +332,14 @@ fn expand(text: &str) -> String {
             rest.trim_end()
         ),
         "source" => format!("[[source]]\nname = \"s\"\nkind = \"file\"\n{rest}"),
+        "route" => {
+            let given = |line: &&&str| {
+                rest.starts_with(line.split('=').next().unwrap())
+                    || rest.contains(&format!("\n{}", line.split('=').next().unwrap()))
+            };
+            let base: Vec<&str> = ROUTE.iter().filter(|line| !given(line)).copied().collect();
+            format!("[[route]]\n{}\n{rest}", base.join("\n"))
+        }
         _ => text.into(),
     }
 }

@@ -245,7 +245,7 @@ fn check_routes(rules: &Rules, report: &mut Report) {
             for pattern in rule.routes.iter().filter(unknown) {
                 let hint = suggest(pattern.as_str(), names.keys().copied());
                 let text =
-                    format!("there is no route {pattern:?}, {hint} Routes are tables [[route]]");
+                    format!("there is no route {pattern:?}, {hint}; routes are tables [[route]]");
                 report.error(&rule.place, text);
             }
         }

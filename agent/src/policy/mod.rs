@@ -377,9 +377,10 @@ impl Rule {
             patterns.iter().map(ToString::to_string).collect()
         };
         let actions: Vec<&str> = self.actions.iter().map(|action| action.as_str()).collect();
-        let (what, names) = match self.routes.is_empty() {
-            true => ("secrets", texts(&self.secrets)),
-            false => ("routes", texts(&self.routes)),
+        let (what, names) = if self.routes.is_empty() {
+            ("secrets", texts(&self.secrets))
+        } else {
+            ("routes", texts(&self.routes))
         };
         serde_json::json!({ "role": role, what: names, "actions": actions })
     }

@@ -445,6 +445,7 @@ fn built(draft: &Draft) -> Policy {
     let rules = |from: &[(String, Vec<Action>)]| -> Vec<Rule> {
         let build = |(pattern, actions): &(String, Vec<Action>)| Rule {
             secrets: vec![Pattern::of_names(pattern).unwrap()],
+            routes: vec![],
             actions: actions.clone(),
             place: "k.toml:1".into(),
         };
@@ -463,6 +464,7 @@ fn built(draft: &Draft) -> Policy {
             grants: rules(&draft.grants),
             deny: rules(&draft.deny),
         }],
+        routes: vec![],
     }
 }
 

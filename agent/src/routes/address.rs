@@ -59,13 +59,12 @@ fn kind_v4(address: Ipv4Addr) -> Option<Kind> {
         (127, ..) => Some(Kind::Loopback),
         (169, 254, _) => Some(Kind::LinkLocal),
         // RFC 1918, 6598, 6890 (also Oracle's metadata), 2544 and class E.
-        (10, ..)
+        (10 | 240..=255, ..)
         | (172, 16..=31, _)
         | (192, 168, _)
         | (100, 64..=127, _)
         | (192, 0, 0)
-        | (198, 18..=19, _)
-        | (240..=255, ..) => Some(Kind::Private),
+        | (198, 18..=19, _) => Some(Kind::Private),
         _ => None,
     }
 }

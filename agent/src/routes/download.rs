@@ -68,6 +68,8 @@ impl Answered {
         } = self;
         let mask = Arc::clone(&credential.mask);
         let masked = mask.headers(&mut head.headers);
+        // The reason phrase is any text, and of no use.
+        head.extensions.clear();
         let mut download = Download {
             stream: Stream::new(Arc::clone(&mask)),
             mask,
@@ -106,6 +108,17 @@ impl Download {
                     pool.put(link);
                 }
             });
+        }
+    }
+
+    /// What is ready and what waited, at the end of the body.
+    fn last(&mut self, ready: Bytes) -> Bytes {
+        let held = self.stream.end();
+        self.end();
+        match (ready.is_empty(), held.is_empty()) {
+            (_, true) => ready,
+            (true, _) => held,
+            _ => [ready, held].concat().into(),
         }
     }
 
@@ -164,15 +177,19 @@ impl Body for Download {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.received += data.len() as u64;
-                        this.stream.push(data)
+                        let ready = this.stream.push(data);
+                        // Whoever knows the length asks no more once it is there.
+                        if this.body.is_end_stream() {
+                            this.last(ready)
+                        } else {
+                            ready
+                        }
                     }
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
                         this.masked += this.mask.headers(&mut trailers);
                         this.trailers = Some(trailers);
-                        let last = this.stream.end();
-                        this.end();
-                        last
+                        this.last(Bytes::new())
                     }
                 },
                 Some(Err(failure)) => {
@@ -181,11 +198,7 @@ impl Body for Download {
                     this.link = None;
                     return Poll::Ready(Some(Err(failure)));
                 }
-                None => {
-                    let last = this.stream.end();
-                    this.end();
-                    last
-                }
+                None => this.last(Bytes::new()),
             };
             if !ready.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(ready))));

@@ -60,7 +60,7 @@ pub fn to_upstream(of_bot: &HeaderMap, injected: &[HeaderName]) -> HeaderMap {
         OF_CONNECTION.iter().any(|other| *other == *plain)
             || NOT_OF_BOTS.contains(&plain.as_str())
             || plain.starts_with(OURS)
-            || named.iter().any(|other| *other == plain)
+            || named.contains(&plain)
             || injected.iter().any(|other| *other == *plain)
     };
     let mut headers: HeaderMap = of_bot
@@ -116,7 +116,7 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
     words(headers, header::CONNECTION)
-        .map(|word| word.to_ascii_lowercase())
+        .map(str::to_ascii_lowercase)
         // Nothing that says what the body is can be made to vanish.
         .filter(|word| !word.starts_with("content-"))
         .collect()

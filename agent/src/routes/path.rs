@@ -79,7 +79,7 @@ impl Target {
     pub fn query_without<'a>(&self, names: impl Fn(&str) -> bool + 'a) -> String {
         let query = self.query.as_deref().unwrap_or_default();
         // Some servers end a parameter at a `;` too.
-        let named = |pair: &str| {
+        let is_injected = |pair: &str| {
             pair.split(';').any(|part| {
                 let name = part.split('=').next().unwrap_or_default();
                 let name = name.replace('+', " ");
@@ -89,7 +89,7 @@ impl Target {
                 })
             })
         };
-        let kept: Vec<&str> = query.split('&').filter(|pair| !named(pair)).collect();
+        let kept: Vec<&str> = query.split('&').filter(|pair| !is_injected(pair)).collect();
         kept.join("&")
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::request;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use keyhatch_protocol::Code;
 
 use super::answer::{self, Answer};
@@ -62,6 +62,12 @@ impl Asked {
             let why = "no route passes this method on".to_owned();
             return Err((Code::MethodNotAllowed, why));
         }
+        if !is_name(route) {
+            return Err((
+                Code::BadRequest,
+                "a route is called as /v1/use/ROUTE/PATH".into(),
+            ));
+        }
         let target = Target::parse(path, head.uri.query())
             .map_err(|why| (Code::BadRequest, why.to_string()))?;
         Ok(Self {
@@ -81,6 +87,12 @@ impl Asked {
             path: &self.outgoing.target.path,
         }
     }
+}
+
+/// Whether a route may have that name, which stands in records.
+fn is_name(route: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte);
+    !matches!(route, "" | "." | "..") && route.bytes().all(fits)
 }
 
 /// Passes a call on. One that the upstream refuses with the version before a rotation is made once more with the new.
@@ -105,24 +117,21 @@ async fn pass(
             .map_err(|failure| used.failed(&failure))?;
         used.answers(&answered);
         let is_old = answered.head.status == StatusCode::UNAUTHORIZED && used.is_rotated();
-        match again.filter(|_| is_old && !is_again) {
-            Some(same) => {
-                used.ends(None, Some(AGAIN));
-                drop(used);
-                used = Used::begin(connection, id, asked).await?;
-                (upload, is_again) = (same, true);
-            }
-            None => {
-                let (head, body) = answered.searched(&route, &credential, move |summary| {
-                    used.ends(Some(&summary), None);
-                });
-                let mut answer = Response::from_parts(head, Body::Passing(Box::new(body)));
-                *answer.version_mut() = hyper::Version::HTTP_11;
-                if let Ok(name) = HeaderValue::from_str(route.name()) {
-                    answer.headers_mut().insert(ROUTE, name);
-                }
-                return Ok(answer);
-            }
+        if let Some(same) = again.filter(|_| is_old && !is_again) {
+            used.ends(None, Some(AGAIN));
+            drop(used);
+            used = Used::begin(connection, id, asked).await?;
+            (upload, is_again) = (same, true);
+            continue;
         }
+        let (head, body) = answered.searched(&route, &credential, move |summary| {
+            used.ends(Some(&summary), None);
+        });
+        let mut answer = Response::from_parts(head, Body::Passing(Box::new(body)));
+        *answer.version_mut() = Version::HTTP_11;
+        if let Ok(name) = HeaderValue::from_str(route.name()) {
+            answer.headers_mut().insert(ROUTE, name);
+        }
+        return Ok(answer);
     }
 }

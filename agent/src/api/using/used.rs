@@ -246,14 +246,13 @@ impl Facts<'_> {
     ) -> Result<Permit, Refused> {
         let allowed = decision.allowed();
         let call = self.asked.call();
-        let mut members = extra(&[
+        let mut members = vec![
             ("route", json!(call.route)),
             ("method", json!(call.method)),
             ("path", json!(call.path)),
-        ]);
-        if let Some(limit) = limit {
-            members.push_str(&format!(",\"limit\":\"{}\"", limit.name));
-        }
+        ];
+        members.extend(limit.map(|limit| ("limit", json!(limit.name))));
+        let mut members = extra(&members);
         if let Some(nearest) = nearest(self.bound, decision.reason()) {
             members.push(',');
             members.push_str(&nearest);
