@@ -1,4 +1,4 @@
-//! The ways to ask on the bots' socket, as records name them.
+//! The ways to ask for secrets, as records name them.
 
 /// Which API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Surface {
     Vault,
     /// A route: the secret is used, not read.
     Route,
+    /// systemd, for a unit.
+    Credential,
 }
 
 impl Surface {
@@ -25,6 +27,7 @@ impl Surface {
             Self::Aws => "aws",
             Self::Vault => "vault",
             Self::Route => "route",
+            Self::Credential => "credential",
         }
     }
 }

@@ -313,7 +313,7 @@ deny = [
 }
 
 /// `wrong.txt` has texts, each followed by every line that it must lead to. A text that begins with `match:`,
-/// `rule:`, `source:` or `route:` is that part of a file that is right otherwise.
+/// `credentials:`, `rule:`, `source:` or `route:` is that part of a file that is right otherwise.
 fn expand(text: &str) -> String {
     /// What a text that gives one of these keys itself leaves out.
     const ROUTE: [&str; 5] = [
@@ -331,6 +331,12 @@ fn expand(text: &str) -> String {
             "{BOT}match = {{ uid = 1 }}\nroles = [\"r\"]\n[role.r]\ngrants = [\n  {{ {} }},\n]\n",
             rest.trim_end()
         ),
+        "credentials" => {
+            let (selectors, credentials) = rest.trim_end().split_once(" | ").unwrap();
+            format!(
+                "{BOT}match = {{ {selectors} }}\nroles = []\ncredentials = {{ {credentials} }}\n"
+            )
+        }
         "source" => format!("[[source]]\nname = \"s\"\nkind = \"file\"\n{rest}"),
         "route" => {
             let given = |line: &&&str| {
@@ -456,6 +462,28 @@ fn warnings_do_not_refuse() {
         [
             "k.toml:2: bot \"b\" has no roles, so that it is denied everything",
             "k.toml:5: no bot has role \"r\", so that it grants nothing",
+        ]
+    );
+    let text = r#"
+[[bot]]
+name = "b"
+match = { unit = "b.service" }
+roles = ["r"]
+credentials = { aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = "app/a#x", b = "app/b", c = "app/c" }
+[role.r]
+grants = [{ secrets = ["app/a"] }, { secrets = ["app/c"], actions = ["list"] }]
+deny = [{ secrets = ["app/b"] }]
+"#;
+    assert_eq!(
+        lines(&read(&[("k.toml", text)]).unwrap().warnings),
+        [
+            &format!(
+                "k.toml:6: credential {:?} and unit \"b.service\" have 84 bytes together, systemd asks for at most 83, \
+                 shorten one",
+                "a".repeat(75)
+            ),
+            "k.toml:6: credential \"b\" is app/b, and the deny at k.toml:9 keeps bot \"b\" from it: it would be refused",
+            "k.toml:6: credential \"c\" is app/c, and no role of bot \"b\" grants to read it: it would be refused",
         ]
     );
 }

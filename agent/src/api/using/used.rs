@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use super::Asked;
 use super::refused::Refused;
-use crate::api::connection::{Bound, Connection, code_of, nearest};
+use crate::api::connection::{Bound, Connection, code_of, with_nearest};
 use crate::api::id::RequestId;
 use crate::api::io::Using;
 use crate::api::supply;
@@ -252,11 +252,8 @@ impl Facts<'_> {
             ("path", json!(call.path)),
         ];
         members.extend(limit.map(|limit| ("limit", json!(limit.name))));
-        let mut members = extra(&members);
-        if let Some(nearest) = nearest(self.bound, decision.reason()) {
-            members.push(',');
-            members.push_str(&nearest);
-        }
+        let members = extra(&members);
+        let members = with_nearest(self.bound, decision.reason(), Some(&members));
         let entry = audit::Entry {
             decision: if allowed {
                 Verdict::Allow
@@ -270,7 +267,7 @@ impl Facts<'_> {
             who: Some(&self.bound.who),
             surface: Surface::Route.as_str(),
             request_id: Some(id.as_str()),
-            extra: Some(&members),
+            extra: members.as_deref(),
             ..audit::Entry::of(Event::SecretUse)
         };
         connection.count(allowed);
