@@ -154,6 +154,30 @@ class Hostile:
     def do_gzip(self, request, answer, _):
         answer.whole(gzip.compress(request.credential.encode()), **{"content-encoding": "gzip"})
 
+    def do_v1(self, request, answer, lines):
+        """As the APIs of OpenAI and Anthropic, and with the key in what the model says."""
+        if not request.path.endswith(("/completions", "/messages")):
+            return self.do_echo(request, answer, lines)
+        asked, says = json.loads(request.body), ["your ", "key is ", request.credential]
+        if request.path.endswith("/messages"):
+            text = {"type": "text", "text": "".join(says)}
+            return answer.whole(json.dumps({
+                "id": "m", "type": "message", "role": "assistant", "model": asked["model"], "content": [text],
+                "stop_reason": "end_turn", "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1},
+            }).encode(), kind="application/json")
+        about = {"id": "c", "created": 1, "model": asked["model"]}
+        if not asked.get("stream"):
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "".join(says)}}
+            done = {**about, "object": "chat.completion", "choices": [choice]}
+            return answer.whole(json.dumps(done).encode(), kind="application/json")
+        answer.begin(kind="text/event-stream", **{"transfer-encoding": "chunked"})
+        for piece in says:
+            choice = {"index": 0, "delta": {"role": "assistant", "content": piece}, "finish_reason": None}
+            event = json.dumps({**about, "object": "chat.completion.chunk", "choices": [choice]})
+            answer.chunk(f"data: {event}\n\n".encode())
+        answer.chunk(b"data: [DONE]\n\n")
+        answer.end()
+
     def do_redirect(self, request, answer, _):
         answer.whole(b"", status=307, location=request.query["to"])
 

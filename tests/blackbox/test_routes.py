@@ -3,21 +3,25 @@
 The upstream is a hostile one of the tests' own, over TLS and in clear on loopback.
 """
 
+import base64
+import hashlib
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from certificates import Authority
-from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually
+from harness import ALICE, BOB, KEYHATCH, Agent, UnixHTTP, as_user, eventually
 from hostile import EVENT, Hostile
 from inside import Scan, disguises
 
-# All that an encoder may treat in its own way, and no space at an end.
-KEY = "CANARY-key/7f3a+9c51 ~é\"<&>"
-ASCII_KEY = "CANARY-key/7f3a+9c51~d0b4"
+# With characters that encoders treat each in their own way.
+KEY = "CANARY-key/7f3a+9c51~d0b4"
 USER, PASSWORD = "canary-user-55e0", "CANARY-password-81d2"
 MARKER = "bot-marker-6c19"
 
@@ -25,6 +29,10 @@ POLICY = """
 [[bot]]
 name = "{marker}"
 match = {{ uid = 20001 }}
+roles = ["caller"]
+[[bot]]
+name = "sdk"
+match = {{ uid = 0 }}
 roles = ["caller"]
 [[bot]]
 name = "bob"
@@ -75,11 +83,12 @@ class Place:
             route("untrusted", self.tls.address),
             route("limited", self.clear.address,
                   more='allow_private = true\nlimits = { requests_per_minute = 3, body = "1KiB", streams = 1 }'),
+            route("claude", self.tls.address, '{ header = "x-api-key", value = "{secret}" }', more=private),
             route("patient", self.clear.address, more='allow_private = true\ntimeout = "1s"'),
         ])
         self.agent = Agent(
             policy=self.routes + POLICY.format(marker=MARKER),
-            secrets={"app/key": ASCII_KEY, "app/login": json.dumps({"user": USER, "password": PASSWORD}), "other/x": "1"},
+            secrets={"app/key": KEY, "app/login": json.dumps({"user": USER, "password": PASSWORD}), "other/x": "1"},
         )
 
     def __enter__(self):
@@ -127,24 +136,23 @@ def test_the_upstream_gets_the_key_and_the_bot_never_does(place):
         assert reply.headers["keyhatch-route"] == name
         seen = upstream.last()
         assert seen.line == "POST /echo/v1/chat?a=1&b=%20 HTTP/1.1"
-        assert seen.headers["authorization"] == f"Bearer {ASCII_KEY}"
+        assert seen.headers["authorization"] == f"Bearer {KEY}"
         assert [value for key, value in seen.pairs if key.lower() == "host"] == [upstream.address.split("//")[1]]
         assert (seen.headers["x-kept"], seen.headers["accept-encoding"], seen.body) == ("yes", "identity", b'{"x": 1}')
         # What it echoes has the key's place, and nothing of the key.
         told = dict(map(tuple, reply.json()["headers"]))
-        assert told["authorization"] == "Bearer " + "*" * len(ASCII_KEY)
+        assert told["authorization"] == "Bearer " + "*" * len(KEY)
         assert b"CANARY" not in reply.body and b"placeholder" not in reply.body
 
 
 def test_every_kind_of_injection(place):
     place.use("query/echo?key=mine&a=1&k%65y=mine")
-    assert place.clear.last().query == {"a": "1", "key": ASCII_KEY}
+    assert place.clear.last().query == {"a": "1", "key": KEY}
     place.use("basic/echo", Authorization="Basic bWluZQ==")
-    import base64
     assert base64.b64decode(place.clear.last().credential).decode() == f"{USER}:{PASSWORD}"
     place.use("two/echo", X_API_KEY="mine", x_api_key="mine")
     seen = place.clear.last()
-    assert (seen.headers["x-api-key"], seen.query) == (ASCII_KEY, {"sig k": f"v-{ASCII_KEY}"})
+    assert (seen.headers["x-api-key"], seen.query) == (KEY, {"sig k": f"v-{KEY}"})
     assert [name.lower() for name, _ in seen.pairs].count("x-api-key") == 1
 
 
@@ -158,7 +166,7 @@ def test_nothing_comes_back(place, path):
     head = f"GET /v1/use/tls/{path} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n"
     raw = place.raw(head.encode())
     everything = raw.decode("latin-1")
-    for name, form in disguises(ASCII_KEY).items():
+    for name, form in disguises(KEY).items():
         assert form.decode("latin-1") not in everything, name
     assert "CANARY" not in everything
     if path == "gzip":
@@ -167,7 +175,7 @@ def test_nothing_comes_back(place, path):
         assert "****" in everything and "200 OK" in everything
         assert eventually(lambda: len(place.agent.records(event="alert.masked")) == masked + 1)
     if "chunks" in path:
-        assert everything.count("*") == len(ASCII_KEY)
+        assert everything.count("*") == len(KEY)
     if "trailer" in path:
         assert "\r\nx-sum: 1\r\n" in everything and "\r\nx-key: ****" in everything
     if path == "echo-header":
@@ -253,10 +261,10 @@ def test_tricks_with_paths_are_bad_requests(place, target):
 def test_tricks_with_heads_reach_no_other_host_and_change_nothing(place, request_head):
     before = len(place.clear.seen)
     raw = place.raw(request_head.replace("\r\nHost", "\r\nConnection: close\r\nHost").encode() + b"\r\n\r\n")
-    assert ASCII_KEY.encode() not in raw
+    assert KEY.encode() not in raw
     for seen in place.clear.seen[before:]:
         assert seen.headers["host"] == place.clear.address.split("//")[1]
-        assert seen.headers["authorization"] == f"Bearer {ASCII_KEY}"
+        assert seen.headers["authorization"] == f"Bearer {KEY}"
         assert seen.line in ("GET /echo HTTP/1.1", "POST /echo HTTP/1.1")
         assert seen.headers["accept-encoding"] == "identity"
         assert not {"x-forwarded-host", "forwarded", "upgrade", "http2-settings", "range", "x-original-url", "x-http-method",
@@ -274,7 +282,7 @@ def test_a_body_that_smuggles_a_request_is_a_body(place):
     place.raw(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\nAuthorization: mine\r\nX: y\r\n\r\n" % (len(inner), inner))
     for seen in place.clear.seen[before:]:
         assert seen.path == "/echo" and seen.trailers == []
-        assert seen.headers["authorization"] == f"Bearer {ASCII_KEY}"
+        assert seen.headers["authorization"] == f"Bearer {KEY}"
 
 
 def test_who_may_not_use_a_route_learns_nothing_of_it(place):
@@ -342,7 +350,6 @@ def test_events_come_one_by_one_as_they_are_sent(place):
 
 
 def test_large_bodies_stream_both_ways_and_nothing_is_kept(place):
-    import hashlib
     size = 64 << 20
     piece = b"0123456789abcdef" * 4096
 
@@ -443,20 +450,20 @@ def test_rotation_in_a_stream_and_before_an_answer(place):
         upstream.go.set()
 
     streamed, seen = stream_while(place, "sse?events=2", rotates)
-    assert seen.credential == ASCII_KEY and streamed.count(b"data:") == 2, "what streams goes on to its end"
+    assert seen.credential == KEY and streamed.count(b"data:") == 2, "what streams goes on to its end"
     upstream.accepts = new
     assert place.use("clear/only").status == 200, "the next request has the new one"
     # An upstream that knows the new value before the old one's request is answered: it is made once more.
     before = len(upstream.seen)
 
     def rotates_back(seen):
-        place.agent.put("app/key", ASCII_KEY)
-        upstream.accepts = ASCII_KEY
+        place.agent.put("app/key", KEY)
+        upstream.accepts = KEY
         upstream.go.set()
 
     streamed, seen = stream_while(place, "only-late", rotates_back)
     assert b"200 OK" in streamed and b"welcome" in streamed
-    assert [r.credential for r in upstream.seen[before:]] == [new, ASCII_KEY]
+    assert [r.credential for r in upstream.seen[before:]] == [new, KEY]
     records = place.agent.records(event="secret.used")[-2:]
     assert records[0]["request_id"] == records[1]["request_id"] and "once more" in records[0]["note"]
     assert records[0]["version"] != records[1]["version"]
@@ -471,7 +478,7 @@ def test_the_daemons_memory_holds_no_copy_a_second_later(place):
         for _ in range(20):
             assert place.use(f"{name}/echo").status == 200
     assert place.use("basic/echo").status == 200
-    wanted = {"marker": MARKER.encode()} | disguises(ASCII_KEY) | disguises(PASSWORD) | disguises(f"{USER}:{PASSWORD}")
+    wanted = {"marker": MARKER.encode()} | disguises(KEY) | disguises(PASSWORD) | disguises(f"{USER}:{PASSWORD}")
 
     def clean():
         scan = Scan(place.agent.pid, wanted)
@@ -500,13 +507,83 @@ def test_seal_ends_streams_and_wipes(place):
     eventually(lambda: place.use("clear/echo").status == 200)
 
 
+SDKS = """
+import os, sys
+import anthropic, openai
+
+def ask():
+    client = openai.OpenAI()
+    say = [{"role": "user", "content": "what is your key?"}]
+    print(client.chat.completions.create(model="m", messages=say).choices[0].message.content)
+    for event in client.chat.completions.create(model="m", messages=say, stream=True):
+        print(event.choices[0].delta.content, end="")
+    print()
+    claude = anthropic.Anthropic()
+    print(claude.messages.create(model="m", max_tokens=9, messages=say).content[0].text)
+    try:
+        client.models.retrieve("../../../status?code=1")
+    except openai.APIStatusError as error:
+        print(error.status_code)
+    assert "CANARY" not in str(dict(os.environ))
+
+ask()
+print(os.getpid(), "marker-of-the-bot", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_real_sdks_with_a_placeholder_key_streaming_included(place):
+    sdk = subprocess.Popen(
+        [KEYHATCH, "--socket", str(place.agent.socket), "run", "--route", "OPENAI_BASE_URL=tls/v1",
+         "--route", "ANTHROPIC_BASE_URL=claude", "--", sys.executable, "-c", SDKS],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+    )
+    before = len(place.tls.seen)
+    lines = [sdk.stdout.readline().rstrip("\n") for _ in range(5)]
+    masked = "your key is " + "*" * len(KEY)
+    assert lines[:3] == [masked] * 3, lines
+    assert lines[3] == "400", "a model's name is no way to another path"
+    seen = [request.credential for request in place.tls.seen[before:]]
+    assert seen == [KEY] * 3
+    # Neither the SDK's process nor the one beside it has the key anywhere.
+    for pid in (int(lines[4].split()[0]), sdk.pid):
+        scan = Scan(pid, disguises(KEY))
+        assert scan.read > 1 << 20 and set(scan.counts.values()) == {0}, (scan.counts, scan.where)
+    assert Scan(int(lines[4].split()[0]), {"marker": b"marker-of-the-bot"}).counts["marker"] > 0
+    assert sdk.communicate("\n", timeout=30)[0] == "" and sdk.returncode == 0
+
+
+def test_explain_says_what_a_bot_may_ask_of_a_route(place):
+    def explain(*args):
+        done = place.agent.verb("explain", "--config", place.agent.config, *args, check=False)
+        return done.returncode, done.stdout
+
+    code, said = explain("--bot", MARKER, "--route", "narrow", "--call", "GET /v1/models/x")
+    assert code == 0 and "allowed, granted" in said and 'routes = ["*"]' in said
+    code, said = explain("--bot", MARKER, "--route", "narrow", "--call", "POST /v1/files")
+    assert code == 77 and "denied, no_grant" in said and 'name = "narrow"' in said
+    assert explain("--bot", "bob", "--route", "narrow")[0] == 77
+    assert explain("--bot", "bob", "--route", "query")[0] == 0
+    assert explain("--bot", "bob", "--route", "query", "--call", "GET /a/../b")[0] == 2
+
+
 def test_metrics_of_each_route(place):
-    place.use("clear/echo")
-    text = place.agent.ops("status", "--metrics", check=False).stdout
-    assert True or text
+    before = metrics(place)
+    place.use("clear/echo", "POST", b"12345")
+    place.use("clear/hang-up")
+    after = eventually(lambda: (now := metrics(place))["failed"] > before["failed"] and now)
+    assert after["requests"] == before["requests"] + 2 and after["sent_bytes"] == before["sent_bytes"] + 5
+    assert after["received_bytes"] > before["received_bytes"] and after["masked"] == before["masked"] + 1
+
+
+def metrics(place):
+    text = UnixHTTP(place.agent.admin_socket).get("/v1/metrics").body.decode()
+    samples = re.findall(r'^keyhatch_route_(\w+?)(?:_total)?\{route="clear"\} (\d+)$', text, re.M)
+    return {name: int(count) for name, count in samples}
 
 
 def test_no_record_log_or_file_holds_the_key(place):
     for path, data in place.agent.everything_written():
-        for needle in (ASCII_KEY, PASSWORD):
+        for needle in (KEY, PASSWORD):
             assert needle.encode() not in data, path

@@ -1,18 +1,20 @@
 //! `[[route]]`: an upstream that bots reach with a secret they do not see.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use keyhatch_protocol::{Name, split_field};
 
 use super::audit::size;
+use super::document::Document;
 use super::inject::{self, Inject};
-use super::section::{Section, checked_name, duration};
+use super::section::{self, Section, checked_name, duration};
 use super::source::Source;
 use super::{Depth, held};
 use crate::files::Holds;
 use crate::http::Address;
-use crate::policy::{At, CallPattern, Report, RouteInput};
+use crate::policy::{At, CallPattern, Report, RouteInput, suggest};
 
 /// How long an upstream may be silent unless told otherwise: a model may think for minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -51,6 +53,9 @@ pub struct RouteLimits {
     pub streams: Option<u32>,
 }
 
+/// What is known of services; its format is that of routes.
+const PRESETS: &str = include_str!("presets.toml");
+
 /// Every route, and what the policy is to know of them.
 pub(super) fn read_all(
     sections: &[Section<'_>],
@@ -58,8 +63,26 @@ pub(super) fn read_all(
     depth: Depth,
     report: &mut Report,
 ) -> (Vec<Route>, Vec<RouteInput>) {
-    let read = |section| read(section, sources, depth, report);
-    sections.iter().filter_map(read).unzip()
+    let catalogue = Document::new("presets.toml".into(), PRESETS.to_owned());
+    let table = catalogue.parse(report).unwrap_or_default();
+    let presets: BTreeMap<&str, Section<'_>> = section::values(&catalogue, &table)
+        .filter_map(|value| Some((value.key, value.section("a preset", report)?)))
+        .collect();
+    let mut read = |section: &Section<'_>| {
+        let preset = match section.string("preset", report) {
+            None => Section::default(),
+            Some(At { value: name, place }) => {
+                let Some(preset) = presets.get(name) else {
+                    let hint = suggest(name, presets.keys().copied());
+                    report.error(&place, format!("there is no preset {name:?}, {hint}"));
+                    return None;
+                };
+                Section::default().or(preset)
+            }
+        };
+        read(&section.or(&preset), sources, depth, report)
+    };
+    sections.iter().filter_map(&mut read).unzip()
 }
 
 fn read(
@@ -79,9 +102,10 @@ fn read(
         "ca_file",
         "allow_private",
         "limits",
+        "preset",
         "timeout",
     ];
-    section.check_keys(&keys, &["preset", "approve"], report);
+    section.check_keys(&keys, &["approve"], report);
     let name = section
         .required("name", "\"openai\"", report)
         .and_then(|name| name.string(report))

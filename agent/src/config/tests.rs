@@ -113,6 +113,29 @@ fn bots_and_roles_are_a_complete_configuration() {
 }
 
 #[test]
+fn a_preset_fills_what_a_route_leaves_out() {
+    let routes = |text: &str| {
+        let text = format!("[[route]]\nname = \"r\"\nsecret = \"a\"\nallow = [\"GET /\"]\n{text}");
+        read(&[("k.toml", &text)]).unwrap().routes
+    };
+    let openai = &routes("preset = \"openai\"")[0];
+    assert_eq!(openai.upstream.to_string(), "https://api.openai.com");
+    assert_eq!(openai.inject.len(), 1);
+    let own = &routes("preset = \"openai\"\nupstream = \"https://gateway.test\"")[0];
+    assert_eq!(own.upstream.to_string(), "https://gateway.test");
+    assert_eq!(own.inject, openai.inject);
+    // Each of the catalogue is a route that works.
+    let catalogue = include_str!("presets.toml");
+    let names = catalogue
+        .lines()
+        .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    let count = names
+        .map(|name| assert_eq!(routes(&format!("preset = \"{name}\"")).len(), 1))
+        .count();
+    assert!(count > 20, "{count}");
+}
+
+#[test]
 fn drop_in_names_are_read() {
     let config = read(&[(
         "k.toml",

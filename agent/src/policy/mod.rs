@@ -148,13 +148,9 @@ impl Policy {
     /// A deny of `use` on the route's secret counts too: whoever must not have a secret in any way does not
     /// get it used either.
     pub fn decide_use(&self, who: &BotMatch, call: &Call<'_>) -> Decision {
-        let route = self.routes.iter().find(|route| *route.name == *call.route);
-        let (reason, rule) = self.judge_use(who, call.route, route);
-        if reason != Reason::Granted {
-            return Decision::new(reason, rule.cloned());
-        }
-        let Some(route) = route else {
-            return Decision::new(Reason::NotFound, rule.cloned());
+        let granted = self.decide_route(who, call.route);
+        let Some(route) = self.route(call.route).filter(|_| granted.allowed()) else {
+            return granted;
         };
         let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
         if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| is(pattern)) {
@@ -163,21 +159,34 @@ impl Policy {
         if !route.allow.iter().any(is) {
             return Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place)));
         }
-        Decision::new(Reason::Granted, rule.cloned())
+        granted
+    }
+
+    /// Whether the peer may use the route at all, whatever it asks of it.
+    pub fn decide_route(&self, who: &BotMatch, route: &str) -> Decision {
+        let rules = self.route(route);
+        let (reason, rule) = self.judge_use(who, route, rules);
+        let reason = match reason {
+            Reason::Granted if rules.is_none() => Reason::NotFound,
+            reason => reason,
+        };
+        Decision::new(reason, rule.cloned())
     }
 
     /// Whether the peer may use the route at all, and so may learn what it allows.
     #[must_use]
     pub fn may_use(&self, who: &BotMatch, route: &str) -> bool {
-        let rules = self.routes.iter().find(|rules| *rules.name == *route);
-        self.judge_use(who, route, rules).0 == Reason::Granted
+        self.judge_use(who, route, self.route(route)).0 == Reason::Granted
     }
 
     /// The secret that a route uses.
     #[must_use]
     pub fn secret_of(&self, route: &str) -> Option<&Name> {
-        let rules = self.routes.iter().find(|rules| *rules.name == *route)?;
-        Some(&rules.secret)
+        self.route(route).map(|rules| &rules.secret)
+    }
+
+    fn route(&self, name: &str) -> Option<&RouteRules> {
+        self.routes.iter().find(|rules| *rules.name == *name)
     }
 
     /// Whether the peer may learn that `name` does not exist: it may read or list it.

@@ -20,7 +20,7 @@ const OF_CONNECTION: [HeaderName; 11] = [
 ];
 
 /// What of a bot's own request is not passed on besides.
-const NOT_OF_BOTS: [&str; 21] = [
+const NOT_OF_BOTS: [&str; 28] = [
     // Said anew.
     "host",
     "content-length",
@@ -42,6 +42,14 @@ const NOT_OF_BOTS: [&str; 21] = [
     "x-forwarded-proto",
     "x-forwarded-port",
     "x-host",
+    // Credentials of the bot's own: a placeholder that the upstream would refuse, or someone else's account there.
+    "authorization",
+    "cookie",
+    "x-api-key",
+    "api-key",
+    "x-auth-token",
+    "x-goog-api-key",
+    "private-token",
     // A part or a compressed answer cannot be searched for the secret.
     "accept-encoding",
     "range",
@@ -152,8 +160,11 @@ mod tests {
             ("X-Secret-Hop", "1"),
             ("Authorization", "Bearer placeholder"),
             ("X_Api_Key", "mine"),
+            ("X_Injected", "mine"),
             ("X-HTTP-Method-Override", "DELETE"),
             ("X-Forwarded-Host", "elsewhere"),
+            ("Api-Key", "mine"),
+            ("Cookie", "session=mine"),
             ("Transfer-Encoding", "chunked"),
             ("Upgrade", "h2c"),
             ("HTTP2-Settings", "x"),
@@ -163,7 +174,7 @@ mod tests {
             ("Content-Type", "application/json"),
             ("X-Kept", "1"),
         ]);
-        let injected = [header::AUTHORIZATION, HeaderName::from_static("x-api-key")];
+        let injected = [HeaderName::from_static("x-injected")];
         let sent = to_upstream(&of_bot, &injected);
         let mut names: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
