@@ -15,6 +15,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod policy;
+pub mod routes;
 pub mod sources;
 pub mod store;
 pub mod sys;

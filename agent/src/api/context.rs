@@ -16,6 +16,7 @@ use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
+use crate::routes::Routes;
 use crate::sources::engine::{Supply, Upstreams};
 use crate::sources::{Owners, States};
 
@@ -37,6 +38,8 @@ pub struct Context {
     pub upstreams: Upstreams,
     /// The record of truth.
     pub audit: Arc<Log>,
+    /// Upstreams that secrets are used at. A reload swaps them together with the policy.
+    pub routes: ArcSwap<Routes>,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
     /// Runs the programs that the configuration names.

@@ -26,6 +26,7 @@ mod server;
 mod store_verbs;
 mod supply;
 mod surface;
+mod using;
 mod watch;
 
 pub use connection::Connection;

@@ -26,6 +26,7 @@ use crate::confine::{Needs, confine};
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
+use crate::routes::Routes;
 use crate::sources::engine::Rooms;
 use crate::sources::{Asked, FileSource, Keeper, Names, Owners, States, platforms};
 use crate::sys::arena::Arena;
@@ -87,9 +88,11 @@ impl Daemon {
             states: Arc::clone(&states),
         };
         let upstreams = platforms::start(&config, &owners, rooms).map_err(StartError::Config)?;
+        let routes = Routes::of(&config.routes, &Routes::default()).map_err(StartError::Config)?;
         let context = Arc::new(Context {
             policy: ArcSwap::new(Arc::clone(&config.policy)),
             dropin: ArcSwap::new(Arc::new(config.dropin.clone())),
+            routes: ArcSwap::new(Arc::new(routes)),
             numbers: crate::api::Numbers::default(),
             cache,
             sources: states,
