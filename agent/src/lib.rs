@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod confine;
 pub mod daemon;
+pub mod detect;
 pub mod exec;
 pub mod files;
 pub mod http;

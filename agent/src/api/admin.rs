@@ -30,7 +30,7 @@ use super::id::RequestId;
 use super::sealing::SealMark;
 use super::server::{DRAIN, Server};
 use super::{metrics, store_verbs};
-use crate::audit::{Entry, Event, Facts, Verdict, Who};
+use crate::audit::{Entry, Event, Facts, Verdict, Who, extra};
 use crate::config::Admin;
 use crate::identity::Peer;
 use crate::sources::{Asked, ByOperator, KeeperError};
@@ -72,6 +72,18 @@ pub struct Operator {
     /// For the record of a store.
     pub actor: Actor,
     who: Arc<Who>,
+}
+
+impl Operator {
+    fn entry<'a>(&'a self, event: Event, decision: Verdict, id: &'a RequestId) -> Entry<'a> {
+        Entry {
+            decision,
+            who: Some(&*self.who),
+            surface: "admin",
+            request_id: Some(id.as_str()),
+            ..Entry::of(event)
+        }
+    }
 }
 
 /// A request that is being answered; also where its peer goes before the end.
@@ -193,6 +205,21 @@ impl AdminServer {
                 self.recorded(Event::AdminUnsealed, operator, id, self.unseal())
                     .await
             }
+            (&Method::GET, "/v1/quarantine") => self.quarantined(),
+            (&Method::POST, "/v1/quarantine/release") => {
+                let query = parameters(request.uri().query().unwrap_or_default());
+                let bot = query.iter().find(|(key, _)| key == "bot");
+                let bot = bot.map(|(_, bot)| bot.clone()).unwrap_or_default();
+                let about = extra(&[("released", bot.as_str().into())]);
+                let entry = Entry {
+                    extra: Some(&about),
+                    ..operator.entry(Event::AdminReleased, Verdict::Allow, &id)
+                };
+                if self.context.audit.keep(&entry).is_err() {
+                    return answer::problem(Code::AuditUnavailable, &id, None);
+                }
+                self.release(id, &bot)
+            }
             (_, path) if path.starts_with("/v1/store/") => {
                 let act = self.store(operator, id, request);
                 self.recorded(Event::AdminStore, operator, id, act).await
@@ -233,13 +260,7 @@ impl AdminServer {
     }
 
     fn record(&self, event: Event, decision: Verdict, operator: &Operator, id: &RequestId) -> bool {
-        let entry = Entry {
-            decision,
-            who: Some(&*operator.who),
-            surface: "admin",
-            request_id: Some(id.as_str()),
-            ..Entry::of(event)
-        };
+        let entry = operator.entry(event, decision, id);
         self.context.audit.keep(&entry).is_ok()
     }
 

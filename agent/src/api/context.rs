@@ -12,6 +12,7 @@ use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
 use crate::config::{Dropin, Stamps};
+use crate::detect::Detect;
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
@@ -40,6 +41,8 @@ pub struct Context {
     pub audit: Arc<Log>,
     /// Upstreams that secrets are used at. A reload swaps them together with the policy.
     pub routes: ArcSwap<Routes>,
+    /// What looks at decisions once they are recorded.
+    pub detect: Detect,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
     /// Runs the programs that the configuration names.

@@ -18,6 +18,7 @@ pub mod limits;
 mod metrics;
 pub mod metrics_server;
 mod native;
+mod quarantine;
 mod reading;
 mod request;
 mod route;

@@ -8,6 +8,7 @@ mod exec_step;
 mod explain;
 mod generate;
 mod paths;
+mod quarantine;
 mod run;
 mod status;
 mod store;
@@ -69,6 +70,8 @@ enum Verb {
     /// Have the running daemon read its configuration anew; exit 78 where it is refused
     #[command(after_help = "Example: keyhatchd reload")]
     Reload(admin::Args),
+    /// Bots that get nothing until they are released
+    Quarantine(quarantine::Args),
     /// Wipe every value from memory at once
     #[command(after_help = "Example: keyhatchd seal")]
     Seal(admin::Args),
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Verb::Audit(args) => audit::audit(args),
         Verb::Status(args) => admin::status(&args),
         Verb::Reload(args) => admin::reload(&args),
+        Verb::Quarantine(args) => quarantine::quarantine(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),
         Verb::ExecStep(at) => exec_step::exec_step(&at),

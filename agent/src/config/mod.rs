@@ -5,6 +5,7 @@
 
 mod agent;
 mod audit;
+mod detect;
 mod document;
 mod dropin;
 mod held;
@@ -20,10 +21,12 @@ mod upstream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyhatch_protocol::Name;
 use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use detect::{Detect, Rule};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Inject, Part, Template};
 pub use route::{Route, RouteLimits};
@@ -42,8 +45,18 @@ use section::{Section, Value, not_yet};
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
 /// The tables of this version, and those of later ones.
-const TABLES: [&str; 7] = ["agent", "audit", "bot", "dropin", "role", "route", "source"];
-const LATER_TABLES: [&str; 3] = ["detect", "honeytoken", "rotation"];
+const TABLES: [&str; 9] = [
+    "agent",
+    "audit",
+    "bot",
+    "detect",
+    "dropin",
+    "honeytoken",
+    "role",
+    "route",
+    "source",
+];
+const LATER_TABLES: [&str; 1] = ["rotation"];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +82,10 @@ pub struct Config {
     pub dropin: Dropin,
     /// `[[route]]`.
     pub routes: Vec<Route>,
+    /// `[[honeytoken]]`: their names.
+    pub honeytokens: Vec<Name>,
+    /// `[detect]`.
+    pub detect: Detect,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -133,6 +150,8 @@ fn assemble(
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
     let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
+    let detect = detect::read(&parts.detect, &mut report);
+    let honeytokens = detect::read_honeytokens(&parts.honeytokens, &routes, &mut report);
     let policy = read_policy(&parts, calls, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
@@ -152,6 +171,8 @@ fn assemble(
         audit,
         dropin,
         routes,
+        honeytokens,
+        detect,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -169,6 +190,8 @@ struct Parts<'a> {
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
     routes: Vec<Section<'a>>,
+    detect: Section<'a>,
+    honeytokens: Vec<Section<'a>>,
 }
 
 impl<'a> Parts<'a> {
@@ -181,6 +204,8 @@ impl<'a> Parts<'a> {
             bots: Vec::new(),
             roles: Vec::new(),
             routes: Vec::new(),
+            detect: Section::new("[detect]"),
+            honeytokens: Vec::new(),
         }
     }
 
@@ -192,6 +217,8 @@ impl<'a> Parts<'a> {
             "source" => self.sources.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),
+            "detect" => drop(self.detect.add(value, report)),
+            "honeytoken" => self.honeytokens.extend(value.sections(report)),
             "route" => self.routes.extend(value.sections(report)),
             key if LATER_TABLES.contains(&key) => {
                 report.error(&value.place(), not_yet(&format!("`{key}`")));

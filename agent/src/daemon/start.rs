@@ -23,6 +23,7 @@ use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
 use crate::config::{self, Config, SourceKind, Stamps};
 use crate::confine::{Needs, confine};
+use crate::detect::Detect;
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
@@ -89,7 +90,11 @@ impl Daemon {
         };
         let upstreams = platforms::start(&config, &owners, rooms).map_err(StartError::Config)?;
         let routes = Routes::of(&config.routes, &Routes::default()).map_err(StartError::Config)?;
+        let detect = Detect::open(state_dir, Arc::clone(&cache), Arc::clone(&audit))
+            .map_err(|why| StartError::Other("what is remembered of bots", why.to_string()))?;
+        detect.set_rules(&config);
         let context = Arc::new(Context {
+            detect,
             policy: ArcSwap::new(Arc::clone(&config.policy)),
             dropin: ArcSwap::new(Arc::new(config.dropin.clone())),
             routes: ArcSwap::new(Arc::new(routes)),
