@@ -1,6 +1,8 @@
 """Detection: honeytokens on each surface, scans of names, and the quarantine, by real users."""
 
+import http.server
 import json
+import os
 import re
 import threading
 
@@ -202,3 +204,62 @@ def test_only_operators_release(holding):
     assert as_user(ALICE, ask).status == 403
     assert holding.read("app/key", ALICE).status == 403
     assert not holding.records(event="admin.released")
+
+
+# Telling somebody.
+
+
+@pytest.fixture
+def webhook():
+    """A server that fails at first; what was posted to it."""
+    posted = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.path, self.headers["Content-Type"], json.loads(body)))
+            self.send_response(503 if len(posted) == 1 else 204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, posted
+    server.shutdown()
+    server.server_close()
+
+
+def notifying(notify):
+    return f"{POLICY}\n[detect]\nnotify = {{ {notify} }}\n"
+
+
+def test_a_webhook_gets_the_record_again_after_it_failed(webhook):
+    port, posted = webhook
+    with Agent(notifying(f'webhook = "http://127.0.0.1:{port}/hook?token=CANARY-hook"')) as agent:
+        held = value(agent)["value"]
+        eventually(lambda: len(posted) == 2)
+        (alert,) = agent.records(event="alert.honeytoken")
+        assert posted == [("/hook?token=CANARY-hook", "application/json", alert)] * 2
+        assert held not in json.dumps(posted)
+        log = agent.log.read_text()
+        assert "another try" in log and "503" in log and "CANARY" not in log
+        metrics = UnixHTTP(agent.admin_socket).get("/v1/metrics").body.decode()
+        assert 'keyhatch_alerts_total{alert="honeytoken"} 1' in metrics
+        assert 'keyhatch_notifications_total{result="sent"} 1' in metrics
+
+
+def test_a_program_gets_each_record_on_its_standard_input_outside_of_the_daemon():
+    with Agent(start=False) as agent:
+        page, paged = agent.dir / "page", agent.dir / "paged"
+        page.write_text(f"#!/bin/sh\ncat >> {paged}\necho >> {paged}\n")
+        os.chmod(page, 0o777)
+        agent.write_policy(notifying(f'exec = ["{page}"]'))
+        done = agent.verb("check", "--config", agent.config, check=False)
+        assert done.returncode == 78 and str(page) in done.stderr, "anyone may write it"
+        os.chmod(page, 0o755)
+        agent.start()
+        assert agent.read(TOKEN, ALICE).status == 200 and agent.read(OTHER, BOB).status == 403
+        eventually(lambda: paged.exists() and paged.read_text().count("\n") == 2)
+        assert [json.loads(line) for line in paged.read_text().splitlines()] == agent.records(event="alert.honeytoken")

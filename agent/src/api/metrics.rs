@@ -184,6 +184,31 @@ fn routes(out: &mut Text, context: &Context) {
 
 fn audit(out: &mut Text, context: &Context) {
     let audit = context.audit.stats();
+    out.head("keyhatch_alerts", "counter", "Alerts that were recorded.");
+    for (rule, count) in &audit.alerts {
+        let labels = format!("{{alert=\"{rule}\"}}");
+        out.sample("keyhatch_alerts_total", &labels, *count);
+    }
+    let notified = context.detect.notified();
+    out.head(
+        "keyhatch_notifications",
+        "counter",
+        "What became of alerts for [detect].notify.",
+    );
+    for (result, count) in [
+        ("sent", &notified.sent),
+        ("failed", &notified.failed),
+        ("limited", &notified.limited),
+    ] {
+        let labels = format!("{{result=\"{result}\"}}");
+        out.sample("keyhatch_notifications_total", &labels, count.load(Relaxed));
+    }
+    let quarantined = context.detect.quarantine().all().len() as u64;
+    out.gauge(
+        "keyhatch_quarantined_bots",
+        "Bots in quarantine.",
+        quarantined,
+    );
     out.counter(
         "keyhatch_audit_records",
         "Records kept, by the number of the last.",

@@ -26,7 +26,7 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
-pub use detect::{Detect, Rule};
+pub use detect::{Detect, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Inject, Part, Template};
 pub use route::{Route, RouteLimits};
@@ -150,7 +150,7 @@ fn assemble(
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
     let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
-    let detect = detect::read(&parts.detect, &mut report);
+    let detect = detect::read(&parts.detect, depth, &mut report);
     let honeytokens = detect::read_honeytokens(&parts.honeytokens, &routes, &mut report);
     let policy = read_policy(&parts, calls, depth, complete, &mut report);
     let order = |found: &Diagnostic| {

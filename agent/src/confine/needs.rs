@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    Aws, Config, KeySource, Metrics, Platform, Source, SourceKind, Vault, VaultAuth,
+    Aws, Config, KeySource, Metrics, Notify, Platform, Source, SourceKind, Vault, VaultAuth,
 };
 use crate::http::Address;
 use crate::policy::Kind;
@@ -92,6 +92,19 @@ impl Needs {
             if let Some(file) = &route.ca_file {
                 needs.read_beside(file);
             }
+        }
+        match &config.detect.notify {
+            Some(Notify::Webhook(webhook)) => {
+                needs.upstream(variable);
+                needs.connect.insert(webhook.address.target().1);
+            }
+            // A reload looks at whose it is.
+            Some(Notify::Exec(command)) => {
+                if let Some(program) = command.first() {
+                    needs.read_beside(Path::new(program));
+                }
+            }
+            None => {}
         }
         needs.programs = config.policy.bots().iter().any(|bot| {
             let selectors = bot.selectors();

@@ -49,6 +49,8 @@ impl Daemon {
             &mut bound,
         )
         .await?;
+        let context = Arc::clone(&self.context);
+        tokio::spawn(async move { context.detect.notify(context.runner.clone()).await });
         let mut signals = signals()?;
         self.manager.tell("READY=1");
         ready();

@@ -4,6 +4,7 @@
 //! since nothing here depends on it; a honeytoken's reads are never such.
 
 mod honeytoken;
+mod notify;
 mod quarantine;
 mod scan;
 mod told;
@@ -20,9 +21,11 @@ use serde_json::{Value as Json, json};
 
 use crate::audit::{Entry, Event, Log, Who, extra};
 use crate::cache::{Cache, LoadError};
-use crate::config::{Config, Rule, Source};
+use crate::config::{Config, Notify, Rule, Source};
+use crate::exec::Runner;
 use crate::policy::Reason;
 use honeytoken::Forge;
+pub use notify::Notified;
 pub use quarantine::Held;
 use quarantine::Quarantine;
 use scan::Scans;
@@ -37,6 +40,7 @@ pub struct Detect {
     quarantine: Quarantine,
     scans: Mutex<Scans>,
     told: Mutex<Told>,
+    notified: Notified,
 }
 
 #[derive(Default)]
@@ -44,6 +48,7 @@ struct Rules {
     honeytokens: HashSet<Name>,
     quarantine: Vec<Rule>,
     sources: Vec<Source>,
+    notify: Option<Notify>,
 }
 
 /// A decision, as it was recorded.
@@ -76,6 +81,7 @@ impl Detect {
             quarantine: Quarantine::open(state_dir)?,
             scans: Mutex::default(),
             told: Mutex::default(),
+            notified: Notified::default(),
         })
     }
 
@@ -85,6 +91,7 @@ impl Detect {
             honeytokens: config.honeytokens.iter().cloned().collect(),
             quarantine: config.detect.quarantine.clone(),
             sources: config.sources.clone(),
+            notify: config.detect.notify.clone(),
         }));
         self.serve();
     }
@@ -115,10 +122,24 @@ impl Detect {
         &self.quarantine
     }
 
+    /// Tells of every alert of the log, as the configuration says, until the log is closed.
+    pub async fn notify(&self, runner: Runner) {
+        if let Some(alerts) = self.audit.alerts() {
+            let target = || self.rules.load().notify.clone();
+            notify::run(alerts, runner, target, &self.notified).await;
+        }
+    }
+
+    /// What became of alerts.
+    #[must_use]
+    pub fn notified(&self) -> &Notified {
+        &self.notified
+    }
+
     /// Looks at a decision whose record is kept.
     pub fn saw(&self, seen: &Seen<'_>) {
         if self.is_honeytoken(seen.name) {
-            self.found(Rule::Honeytoken, seen, seen.seq.into_iter().collect());
+            self.found(Rule::Honeytoken, seen, seen.seq.as_slice());
         }
         let denied = matches!(
             seen.reason,
@@ -128,14 +149,14 @@ impl Detect {
             let uid = seen.uid.unwrap_or(u32::MAX);
             let scanned = held(&self.scans).denied(uid, seen.name, seen.seq, Instant::now());
             if let Some(evidence) = scanned {
-                self.found(Rule::NameScan, seen, evidence);
+                self.found(Rule::NameScan, seen, &evidence);
             }
         }
     }
 
     /// Tells, and quarantines the bot where the configuration wants it. The same of the same bot is told once a
     /// minute, with how often it was seen meanwhile.
-    fn found(&self, rule: Rule, seen: &Seen<'_>, evidence: Vec<u64>) {
+    fn found(&self, rule: Rule, seen: &Seen<'_>, evidence: &[u64]) {
         let wanted = self.rules.load().quarantine.contains(&rule);
         let bot = seen
             .who

@@ -15,13 +15,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::Config;
+use crate::config::{Config, Notify};
 
 pub use runner::Runner;
 pub use step::serve_one;
 
 /// The most that a program may answer.
 pub const MOST_OUTPUT: usize = 256 * 1024;
+
+/// How long a program that tells somebody of an alert may run.
+const NOTIFY_TIME: Duration = Duration::from_secs(30);
 
 /// Where systemd starts `keyhatch-exec@.service` for each connection.
 pub const SOCKET: &str = "/run/keyhatch-exec/exec.sock";
@@ -88,7 +91,20 @@ pub enum ExecError {
 
 /// Every program that a configuration names.
 #[must_use]
-pub fn allowed_programs(_config: &Config) -> Vec<Program> {
-    // No table of this version names one.
-    Vec::new()
+pub fn allowed_programs(config: &Config) -> Vec<Program> {
+    let mut programs = Vec::new();
+    if let Some(Notify::Exec(command)) = &config.detect.notify {
+        programs.push(notify_program(command));
+    }
+    programs
+}
+
+/// The program of `[detect].notify` as it is run.
+#[must_use]
+pub fn notify_program(command: &[String]) -> Program {
+    Program {
+        command: command.to_owned(),
+        user: None,
+        timeout: NOTIFY_TIME,
+    }
 }
