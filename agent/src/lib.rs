@@ -14,6 +14,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod policy;
+pub mod rotation;
 pub mod sources;
 pub mod store;
 pub mod sys;

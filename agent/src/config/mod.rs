@@ -9,6 +9,7 @@ mod document;
 mod dropin;
 mod held;
 mod host;
+mod rotation;
 mod rules;
 mod section;
 mod source;
@@ -23,6 +24,7 @@ use toml::de::DeTable;
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
+pub use rotation::{Alphabet, Driver, Every, OnRotated, Program, Rotation, UnitAct, VaultDriver};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};
@@ -38,8 +40,10 @@ use section::{Section, Value, not_yet};
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
 /// The tables of this version, and those of later ones.
-const TABLES: [&str; 6] = ["agent", "audit", "bot", "dropin", "role", "source"];
-const LATER_TABLES: [&str; 4] = ["detect", "honeytoken", "rotation", "route"];
+const TABLES: [&str; 7] = [
+    "agent", "audit", "bot", "dropin", "role", "rotation", "source",
+];
+const LATER_TABLES: [&str; 3] = ["detect", "honeytoken", "route"];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,8 @@ pub struct Config {
     pub audit: Audit,
     /// `[dropin]`.
     pub dropin: Dropin,
+    /// `[[rotation]]`.
+    pub rotations: Vec<Rotation>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -126,6 +132,7 @@ fn assemble(
         &mut report,
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
+    let rotations = rotation::read_all(&parts.rotations, &sources, depth, &mut report);
     let policy = read_policy(&parts, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
@@ -144,6 +151,7 @@ fn assemble(
         policy: Arc::new(policy.unwrap_or_default()),
         audit,
         dropin,
+        rotations,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -158,6 +166,7 @@ struct Parts<'a> {
     audit: Section<'a>,
     dropin: Section<'a>,
     sources: Vec<Section<'a>>,
+    rotations: Vec<Section<'a>>,
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
 }
@@ -169,6 +178,7 @@ impl<'a> Parts<'a> {
             audit: Section::new("[audit]"),
             dropin: Section::new("[dropin]"),
             sources: Vec::new(),
+            rotations: Vec::new(),
             bots: Vec::new(),
             roles: Vec::new(),
         }
@@ -180,6 +190,7 @@ impl<'a> Parts<'a> {
             "audit" => drop(self.audit.add(value, report)),
             "dropin" => drop(self.dropin.add(value, report)),
             "source" => self.sources.extend(value.sections(report)),
+            "rotation" => self.rotations.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),
             key if LATER_TABLES.contains(&key) => {

@@ -23,7 +23,7 @@ use keyhatch_protocol::Name;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-pub use clock::Moment;
+pub use clock::{Moment, elapsed, saved_now};
 pub use copy::CopyPlace;
 pub use pace::Pace;
 pub use serve::Rooms;
