@@ -15,6 +15,7 @@ use crate::config::{Dropin, Stamps};
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
+use crate::rotation::Rotations;
 use crate::sources::engine::{Supply, Upstreams};
 use crate::sources::{Owners, States};
 
@@ -33,7 +34,9 @@ pub struct Context {
     /// Whose a name is.
     pub owners: Owners,
     /// Those of them that are asked over the network.
-    pub upstreams: Upstreams,
+    pub upstreams: Arc<Upstreams>,
+    /// Rotations on schedule.
+    pub rotations: Rotations,
     /// The record of truth.
     pub audit: Arc<Log>,
     /// Bounds for each uid.

@@ -18,6 +18,7 @@ pub mod metrics_server;
 mod native;
 mod reading;
 mod request;
+mod rotate;
 mod route;
 mod server;
 mod store_verbs;

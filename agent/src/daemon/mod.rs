@@ -18,6 +18,7 @@ use nix::fcntl::Flock;
 
 use crate::api::Context;
 use crate::config::Config;
+use crate::rotation;
 use crate::sources::Asked;
 use crate::sys::harden;
 
@@ -54,5 +55,7 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
+    /// The loop of the rotations, until it runs.
+    rotation: Option<rotation::Service>,
     _state: Flock<File>,
 }

@@ -42,6 +42,7 @@ impl Daemon {
             .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.dropin.store(Arc::new(fresh.dropin.clone()));
+        self.context.rotations.set(&fresh.rotations);
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

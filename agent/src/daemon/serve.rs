@@ -18,7 +18,7 @@ use crate::api::{Context, Server, metrics_server};
 use crate::config::Metrics;
 
 impl Daemon {
-    pub(super) async fn serve(self, ready: impl FnOnce()) -> Result<(), StartError> {
+    pub(super) async fn serve(mut self, ready: impl FnOnce()) -> Result<(), StartError> {
         let server = Server::new(Arc::clone(&self.context))?;
         let bots = listen(&self.config.agent.socket)?;
         let ops = listen(&self.config.agent.admin_socket)?;
@@ -41,6 +41,9 @@ impl Daemon {
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
         tokio::spawn(Arc::clone(&admin).accept(ops));
+        if let Some(rotation) = self.rotation.take() {
+            tokio::spawn(rotation.run());
+        }
         if let Some(at) = &self.config.agent.metrics {
             serve_metrics(&self.context, at).await?;
         }
@@ -64,6 +67,7 @@ impl Daemon {
             never = &mut exits => match never {},
             () = server.drain() => {}
         }
+        self.context.rotations.stop().await;
         self.context.upstreams.stop().await;
         self.stop();
         Ok(())

@@ -173,19 +173,6 @@ impl Timing {
         });
     }
 
-    /// A step failed: it is tried again after a pause that doubles.
-    pub fn failed(state: &mut State, why: String, now: &Saved) {
-        if let Some(running) = &mut state.running {
-            running.failures = running.failures.saturating_add(1);
-            running.failed = Some(Age::zero(now));
-            running.why = Some((running.step, why));
-            // The value that was made stays the one that is tried; what was done with it is done again.
-            if running.step != Step::Create {
-                running.step = Step::Set;
-            }
-        }
-    }
-
     /// How long it is until a step that failed is tried again.
     #[must_use]
     pub fn pause_left(&self, running: &Running, now: &Saved) -> Duration {

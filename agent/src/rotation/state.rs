@@ -138,6 +138,19 @@ pub struct Running {
     pub why: Option<(Step, String)>,
 }
 
+impl Running {
+    /// The step failed: it is tried again after a pause that doubles.
+    pub fn failed(&mut self, why: String, now: &Saved) {
+        self.failures = self.failures.saturating_add(1);
+        self.failed = Some(Age::zero(now));
+        self.why = Some((self.step, why));
+        // The value that was made stays the one that is tried; what was done with it is done again.
+        if self.step != Step::Create {
+            self.step = Step::Set;
+        }
+    }
+}
+
 /// A grace time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grace {

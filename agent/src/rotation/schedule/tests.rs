@@ -312,7 +312,12 @@ fn what_is_due_in_a_grace_time_waits_and_a_failure_backs_off() {
     timing.begin(&mut world.state, 1, "r".into(), "t".into(), &now);
     let mut pauses = Vec::new();
     for _ in 0..9 {
-        Timing::failed(&mut world.state, "no".into(), &now);
+        world
+            .state
+            .running
+            .as_mut()
+            .unwrap()
+            .failed("no".into(), &now);
         let Todo::Wait(pause) = timing.todo(&world.state, &now) else {
             panic!("no pause");
         };
