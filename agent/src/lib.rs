@@ -10,7 +10,6 @@ pub mod calendar;
 pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod exec;
 pub mod files;
 pub mod http;
 pub mod identity;
