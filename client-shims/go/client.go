@@ -27,10 +27,12 @@ const (
 
 // Client asks one agent for secrets. It keeps connections open between calls, and any number of goroutines may use it.
 type Client struct {
-	dialer    *dialer
-	timeout   time.Duration
-	cache     *cache
-	pool      *pool
+	dialer  *dialer
+	timeout time.Duration
+	cache   *cache
+	pool    *pool
+	// polls has the connections that wait for changes: reads do not wait for them.
+	polls     *pool
 	transport *http.Transport
 	// life ends with Close.
 	life context.Context
@@ -63,7 +65,7 @@ func New(options ...Option) *Client {
 	for _, option := range options {
 		option(client)
 	}
-	client.pool = newPool(client.dialer.dial)
+	client.pool, client.polls = newPool(client.dialer.dial), newPool(client.dialer.dial)
 	client.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return client.dialer.dial(ctx) },
 	}
@@ -74,6 +76,7 @@ func New(options ...Option) *Client {
 func (c *Client) Close() {
 	c.end()
 	c.pool.closeIdle(0)
+	c.polls.closeIdle(0)
 	c.transport.CloseIdleConnections()
 }
 
@@ -113,13 +116,14 @@ func (c *Client) GetVersion(ctx context.Context, name, version string) (*Secret,
 }
 
 func (c *Client) read(ctx context.Context, wanted wanted, version string) (*Secret, error) {
-	q := &question{what: wanted.name, path: "/v1/secrets/" + wanted.name, limit: maxDocument}
+	q := wanted.question()
 	if version != "" {
 		q.query = append(q.query, [2]string{"version", version})
 	}
-	if wanted.hasField {
-		q.query = append(q.query, [2]string{"field", wanted.field})
-	}
+	return c.valueOf(ctx, wanted, q)
+}
+
+func (c *Client) valueOf(ctx context.Context, wanted wanted, q *question) (*Secret, error) {
 	var answer document
 	if err := c.askFor(ctx, q, &answer); err != nil {
 		return nil, err

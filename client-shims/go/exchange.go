@@ -32,6 +32,9 @@ type question struct {
 	query [][2]string
 	// accept is the type of the answer, where it is not JSON.
 	accept string
+	// known is the version that the caller has: the answer comes when it is another one, or after wait.
+	known string
+	wait  time.Duration
 	// lastID is the event to resume after.
 	lastID string
 	// body makes it a POST; it reads all the same.
@@ -52,6 +55,9 @@ func (q *question) bytes() []byte {
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s %s HTTP/1.1\r\nHost: keyhatch\r\nAccept: %s\r\n", method, q.target(), accept)
+	if q.known != "" {
+		fmt.Fprintf(&text, "If-None-Match: \"%s\"\r\nPrefer: wait=%d\r\n", q.known, int64(q.wait/time.Second))
+	}
 	if q.lastID != "" {
 		fmt.Fprintf(&text, "Last-Event-ID: %s\r\n", q.lastID)
 	}
@@ -77,12 +83,16 @@ func (q *question) takes(status int) bool {
 
 // ask sends a question and gives the body of its answer; it is repeated while the agent restarts.
 func (c *Client) ask(ctx context.Context, q *question) (body []byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout+q.wait)
 	defer cancel()
 	err = patiently(ctx, func() error {
 		var response *http.Response
 		response, body, err = c.exchange(ctx, q)
-		if err == nil && !q.takes(response.StatusCode) {
+		switch {
+		case err != nil:
+		case q.known != "" && response.StatusCode == http.StatusNotModified:
+			err = errUnchanged
+		case !q.takes(response.StatusCode):
 			err = refusal(q.what, response, body)
 		}
 		return err
@@ -120,15 +130,19 @@ func patiently(ctx context.Context, attempt func() error) error {
 
 // exchange sends a question and reads its answer, on a kept connection or on a new one where those have ended.
 func (c *Client) exchange(ctx context.Context, q *question) (*http.Response, []byte, error) {
+	pool := c.pool
+	if q.known != "" {
+		pool = c.polls
+	}
 	for {
-		conn, err := c.pool.take(ctx)
+		conn, err := pool.take(ctx)
 		if err != nil {
 			return nil, nil, c.failed(ctx, err)
 		}
 		free := interruptible(ctx, conn)
 		response, body, err := conn.exchange(q)
 		good := free() && err == nil && !response.Close
-		c.pool.put(conn, good)
+		pool.put(conn, good)
 		if !errors.Is(err, errStale) {
 			return response, body, c.failed(ctx, err)
 		}

@@ -16,7 +16,10 @@
 // "keyhatchd dev". Linux only. Go's memory is garbage collected, so values are not wiped from it.
 package keyhatch
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // DefaultClient is what the functions of this package ask.
 var DefaultClient = New()
@@ -49,6 +52,11 @@ func Whoami(ctx context.Context) (*Identity, error) {
 // Health calls [Client.Health] of the [DefaultClient].
 func Health(ctx context.Context) (*HealthReport, error) {
 	return DefaultClient.Health(ctx)
+}
+
+// WaitForChange calls [Client.WaitForChange] of the [DefaultClient].
+func WaitForChange(ctx context.Context, name, version string, wait time.Duration) (*Secret, error) {
+	return DefaultClient.WaitForChange(ctx, name, version, wait)
 }
 
 // Watch calls [Client.Watch] of the [DefaultClient].

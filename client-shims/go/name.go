@@ -22,6 +22,15 @@ func parseWanted(text string) (wanted, error) {
 	return wanted{name, field, hasField}, checkName(name)
 }
 
+// question asks for it.
+func (w wanted) question() *question {
+	q := &question{what: w.name, path: "/v1/secrets/" + w.name, limit: maxDocument}
+	if w.hasField {
+		q.query = append(q.query, [2]string{"field", w.field})
+	}
+	return q
+}
+
 // checkName refuses what is not a secret's name, so that nothing is sent for it.
 func checkName(name string) error {
 	if wrong := wrongWith(name); wrong != "" {

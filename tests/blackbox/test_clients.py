@@ -5,6 +5,7 @@ One library alone: `pytest test_clients.py -k python`.
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -152,6 +153,10 @@ class Play:
     def do_unseal(self, _):
         self.server.ops("unseal")
 
+    def do_kill(self, step):
+        self.server.stop(signal.SIGKILL)
+        self.do_start(step)
+
     def do_stop(self, _):
         self.server.stop()
 
@@ -186,6 +191,11 @@ class Play:
 
     def do_watched(self, step):
         eventually(lambda: len(self.server.records(event="secret.watch", secret=step["name"])) >= step["again"], 30)
+
+    def do_polled(self, step):
+        """Until so many reads of a version that the bot has are on record: the last one is waiting."""
+        polled = lambda: self.server.records(event="secret.read", secret=step["name"], not_modified=True)
+        eventually(lambda: len(polled()) >= step["times"], 30)
 
     def do_connections(self, step):
         assert self.server.connections == step["are"]

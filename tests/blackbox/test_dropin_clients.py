@@ -12,44 +12,22 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from dropin import POLICY, SECRETS, VALUES, bridged, compared, fill_bao, fill_moto, filled, shape
 from fetching import fetcher
 from fetching import vault as upstream
-from harness import KEYHATCH, Agent, eventually
-
-POLICY = """
-[[bot]]
-name = "tester"
-match = { uid = 0 }
-roles = ["reader"]
-
-[role.reader]
-grants = [{ secrets = ["app/**", "up/**"], actions = ["read", "list", "rotate"] }]
-"""
-VALUES = {"user": "bot", "password": 'CANARY-"p"'}
-SECRETS = {
-    "app/db": json.dumps(VALUES), "app/text": "CANARY-text", "app/bin": b"\xffCANARY\x00", "app/deep/er": '{"a":{"b":[1]}}',
-    "other/a": "CANARY-other",
-}
+from harness import eventually
 
 
 @pytest.fixture(scope="module")
 def shared():
-    with Agent(policy=POLICY, secrets={**SECRETS, "app/db": '{"old":"CANARY"}', "app/text": "CANARY-old"}) as agent:
-        for name in ["app/db", "app/text"]:
-            agent.put(name, SECRETS[name])
+    with filled() as agent:
         yield agent
 
 
 @pytest.fixture(scope="module")
 def bridge(shared):
-    """The loopback URL of a bridge, for clients that know no Unix socket."""
-    env = {"PATH": os.environ["PATH"], "KEYHATCH_SOCKET": str(shared.socket)}
-    process = subprocess.Popen([KEYHATCH, "bridge"], stdout=subprocess.PIPE, env=env)
-    try:
-        yield process.stdout.readline().decode().strip()
-    finally:
-        process.kill()
-        process.wait()
+    with bridged(shared) as url:
+        yield url
 
 
 def boto(url):
@@ -61,17 +39,6 @@ def boto(url):
 @pytest.fixture(scope="module")
 def aws(bridge):
     return boto(bridge)
-
-
-def shape(value):
-    """What a document is made of, its values aside. Which keys a map of versions has is up to its server."""
-    if isinstance(value, dict):
-        versions = {"VersionIdsToStages", "SecretVersionsToStages", "versions"} & value.keys()
-        return {key: [shape(each) for each in member.values()] if key in versions else shape(member)
-                for key, member in value.items()}
-    if isinstance(value, list):
-        return [shape(each) for each in value]
-    return "number" if type(value) in (int, float) else type(value).__name__
 
 
 # The bao CLI, by the socket itself.
@@ -178,8 +145,7 @@ NOT_ROOT = {"auth/token/lookup-self": {"renewable", "issue_time"}}
 
 
 def test_answers_are_those_of_openbao_for_the_same_data(shared, bao):
-    for path, data in [("app/db", {"old": "CANARY"}), ("app/db", VALUES), ("app/text", {"value": "CANARY-text"})]:
-        bao.put(path, data)
+    fill_bao(bao)
     paths = [
         "secret/data/app/db", "secret/data/app/db?version=1", "secret/data/app/db?version=0", "secret/data/app/db?version=-1",
         "secret/data/app/db?version=9", "secret/data/app/none", "secret/data/", "secret/data/app/text",
@@ -247,14 +213,11 @@ def test_the_cache_of_aws_reads_through_the_bridge(aws):
     assert json.loads(cache.get_secret_string("app/db", "AWSPREVIOUS")) == {"old": "CANARY"}
 
 
-# Beside moto. It answers null where AWS leaves a member out, and 404 where AWS says 400.
-MOTO_ONLY = {"LastAccessedDate", "NextRotationDate", "DeletedDate", "KmsKeyId"}
+# Beside moto.
 
 
 def test_answers_are_those_of_moto_for_the_same_data(aws, moto):
-    for name, value in [("app/db", '{"old":"CANARY"}'), ("app/db", SECRETS["app/db"]), ("app/text", "CANARY-old"),
-                        ("app/text", "CANARY-text"), ("app/bin", SECRETS["app/bin"]), ("app/deep/er", "{}")]:
-        moto.put(name, value)
+    fill_moto(moto)
 
     def both(ask):
         answers = []
@@ -280,16 +243,7 @@ def test_answers_are_those_of_moto_for_the_same_data(aws, moto):
         lambda client: client.rotate_secret(SecretId="app/none"),
     ]:
         mine, theirs = both(ask)
-        for entry in [theirs, *theirs.get("SecretList", [])]:
-            for only in MOTO_ONLY:
-                assert entry.pop(only, None) is None
-        if "SecretList" in mine:
-            by_name = lambda entry: entry["Name"]
-            mine["SecretList"].sort(key=by_name), theirs["SecretList"].sort(key=by_name)
-            assert [entry["Name"] for entry in mine["SecretList"]] == [entry["Name"] for entry in theirs["SecretList"]]
-        assert shape(mine) == shape(theirs)
-        for same in ["Name", "SecretString", "SecretBinary", "VersionStages"]:
-            assert mine.get(same) == theirs.get(same)
+        compared(mine, theirs)
         if "Error" in mine:
             assert mine["Error"]["Code"] == theirs["Error"]["Code"]
 
@@ -331,4 +285,10 @@ def test_while_an_upstream_is_down_its_last_good_value_is_marked(bao):
         reply = agent.get("/secretsmanager/get?secretId=up/a&refreshNow=true")
         assert json.loads(reply.json()["SecretString"]) == {"value": "CANARY-a"}
         assert reply.headers["keyhatch-stale"] == "true"
+        batch = agent.get("/v1/batch", method="POST", body=b'{"names":["up/a","app/key"]}').json()["secrets"]
+        assert [(secret["name"], secret["stale"]) for secret in batch] == [("up/a", True), ("app/key", False)]
+        target = {"X_Amz_Target": "secretsmanager.BatchGetSecretValue"}
+        for ids, stale in [(["up/a", "app/key"], "true"), (["app/key"], None)]:
+            reply = agent.get("/", method="POST", body=json.dumps({"SecretIdList": ids}).encode(), **target)
+            assert len(reply.json()["SecretValues"]) == len(ids) and reply.headers.get("keyhatch-stale") == stale
         assert agent.get("/v1/secret/data/up/b").status == 503

@@ -326,7 +326,7 @@ def test_equal_reads_are_told_together_only_past_ten_thousand_and_each_is_counte
 
 
 def test_a_programs_path_forges_no_field_of_the_journal(journal):
-    with Agent(audit=FED) as agent:
+    with Agent(Agent.POLICY + Agent.SEES_PROGRAMS, audit=FED) as agent:
         path = nasty_read(agent)
         caught_up(agent)
         (entry,) = eventually(lambda: journal.entries(KEYHATCH_EVENT="secret.read"))

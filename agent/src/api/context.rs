@@ -12,6 +12,7 @@ use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
 use crate::config::{Dropin, Stamps};
+use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
@@ -41,6 +42,8 @@ pub struct Context {
     pub audit: Arc<Log>,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
+    /// Runs the programs that the configuration names.
+    pub runner: Runner,
     /// Names to ids.
     pub lookup: Lookup,
     /// Programs that bots are selected by.

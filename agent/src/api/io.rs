@@ -35,6 +35,8 @@ impl Seconds {
 #[derive(Default)]
 pub struct Stall {
     head: AtomicU32,
+    /// Some request's head has come in whole.
+    asked: AtomicBool,
     /// What comes in while an answer is made is a body, which has its own time, or the next request.
     answering: AtomicBool,
     write: AtomicU32,
@@ -46,6 +48,12 @@ impl Stall {
     /// A request's head has come in whole.
     pub fn head_is_whole(&self) {
         self.head.store(0, Relaxed);
+        self.asked.store(true, Relaxed);
+    }
+
+    /// Whether a head is coming in, or the first one is awaited.
+    pub fn is_asking(&self) -> bool {
+        self.head.load(Relaxed) != 0 || !self.asked.load(Relaxed)
     }
 
     /// The handler of a request waits: for its body, or for a change.
@@ -56,6 +64,11 @@ impl Stall {
     /// The handler has its answer.
     pub fn answer_is_made(&self) {
         self.answering.store(false, Relaxed);
+    }
+
+    /// Whether the handler of a request has no answer yet.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Relaxed)
     }
 
     /// Whether the peer may have exited before its request came, and the news of it still waits.

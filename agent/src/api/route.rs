@@ -77,7 +77,8 @@ fn route(
     request: Request<Incoming>,
 ) -> Reply {
     match surface {
-        Surface::Native => native::reply(connection, bound, id, request),
+        // A credential is not asked for by HTTP.
+        Surface::Native | Surface::Credential => native::reply(connection, bound, id, request),
         Surface::Aws => dropin::aws::reply(connection, id, request),
         Surface::AwsAgent | Surface::Vault if request.body().is_end_stream() => {
             without_body(connection, bound, id, surface, &request)

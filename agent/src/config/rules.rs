@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use keyhatch_protocol::Action;
+use keyhatch_protocol::{Action, Name, split_field};
 
 use super::section::{Section, Value, checked_name, shown};
 use super::{Depth, host};
 use crate::policy::{
-    At, BotInput, Pattern, PatternError, Place, Report, RoleInput, RuleInput, Selectors, suggest,
+    At, BotInput, Credential, CredentialInput, Pattern, PatternError, Place, Report, RoleInput,
+    RuleInput, Selectors, suggest,
 };
 
 /// A bot, or nothing where anything in it is wrong: half a bot would only lead to more errors.
@@ -17,7 +18,7 @@ pub(super) fn read_bot(
     report: &mut Report,
 ) -> Option<BotInput> {
     let before = report.errors.len();
-    section.check_keys(&["name", "match", "roles"], &["credentials"], report);
+    section.check_keys(&["name", "match", "roles", "credentials"], &[], report);
     let name = section
         .required("name", "\"support-bot\"", report)
         .and_then(|name| name.string(report))
@@ -29,6 +30,10 @@ pub(super) fn read_bot(
     let roles = section
         .required("roles", "[\"llm-caller\"]", report)
         .and_then(|value| value.strings(report));
+    let credentials = section
+        .get("credentials")
+        .and_then(|value| value.section("`credentials`", report))
+        .map(|section| read_credentials(&section, report));
     if report.errors.len() > before {
         return None;
     }
@@ -40,7 +45,57 @@ pub(super) fn read_bot(
         name: name?,
         selectors: selectors?,
         roles: roles?.into_iter().map(owned).collect(),
+        credentials: credentials.unwrap_or_default(),
     })
+}
+
+fn read_credentials(section: &Section<'_>, report: &mut Report) -> Vec<CredentialInput> {
+    let credentials = section.values().filter_map(|value| {
+        let At { value: text, place } = value.string(report)?;
+        let id = value.key;
+        if !is_credential_id(id) {
+            let why = "systemd takes 1 to 255 printable ASCII characters without : and /";
+            report.error(
+                &place,
+                format!("credential id {id:?} is none, {why}, rename it"),
+            );
+            return None;
+        }
+        match read_credential(text) {
+            Ok(credential) => Some(CredentialInput {
+                id: id.to_owned(),
+                credential,
+                place,
+            }),
+            Err(why) => {
+                let hint = "write it as \"app/db\" or \"app/db#password\"";
+                report.error(
+                    &place,
+                    format!("credential {id:?} is {text:?}, {why}, {hint}"),
+                );
+                None
+            }
+        }
+    });
+    credentials.collect()
+}
+
+/// A name, and after a `#` one of its fields.
+fn read_credential(text: &str) -> Result<Credential, String> {
+    let (name, field) = split_field(text);
+    if field == Some("") {
+        return Err("its field has no name".into());
+    }
+    Ok(Credential {
+        name: Name::parse(name).map_err(|error| error.to_string())?,
+        field: field.map(str::to_owned),
+    })
+}
+
+/// What systemd takes for one (`credential_name_valid` in its creds-util.c).
+fn is_credential_id(id: &str) -> bool {
+    let fits = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':' && byte != b'/';
+    (1..=255).contains(&id.len()) && id != "." && id != ".." && id.bytes().all(fits)
 }
 
 fn read_selectors(section: &Section<'_>, depth: Depth, report: &mut Report) -> Selectors {

@@ -313,7 +313,7 @@ deny = [
 }
 
 /// `wrong.txt` has texts, each followed by every line that it must lead to. A text that begins with `match:`,
-/// `rule:`, `source:`, `rotation:` or `driver:` is that part of a file that is right otherwise.
+/// `credentials:`, `rule:`, `source:`, `rotation:` or `driver:` is that part of a file that is right otherwise.
 fn expand(text: &str) -> String {
     const BOT: &str = "[[bot]]\nname = \"b\"\n";
     const ROTATION: &str = "[[rotation]]\nsecret = \"app/x\"\n";
@@ -329,6 +329,12 @@ fn expand(text: &str) -> String {
             "{ROTATION}every = \"1d\"\ndriver = {{ {} }}\n",
             rest.trim_end()
         ),
+        "credentials" => {
+            let (selectors, credentials) = rest.trim_end().split_once(" | ").unwrap();
+            format!(
+                "{BOT}match = {{ {selectors} }}\nroles = []\ncredentials = {{ {credentials} }}\n"
+            )
+        }
         "source" => format!("[[source]]\nname = \"s\"\nkind = \"file\"\n{rest}"),
         _ => text.into(),
     }
@@ -547,6 +553,23 @@ fn warnings_do_not_refuse() {
         [
             "k.toml:2: bot \"b\" has no roles, so that it is denied everything",
             "k.toml:5: no bot has role \"r\", so that it grants nothing",
+        ]
+    );
+    let text = r#"
+[[bot]]
+name = "b"
+match = { unit = "b.service" }
+roles = ["r"]
+credentials = { a = "app/a#x", b = "app/b", c = "app/c" }
+[role.r]
+grants = [{ secrets = ["app/a"] }, { secrets = ["app/c"], actions = ["list"] }]
+deny = [{ secrets = ["app/b"] }]
+"#;
+    assert_eq!(
+        lines(&read(&[("k.toml", text)]).unwrap().warnings),
+        [
+            "k.toml:6: credential \"b\" is app/b, and the deny at k.toml:9 keeps bot \"b\" from it: it would be refused",
+            "k.toml:6: credential \"c\" is app/c, and no role of bot \"b\" grants to read it: it would be refused",
         ]
     );
 }

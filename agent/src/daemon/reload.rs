@@ -1,7 +1,9 @@
 //! Reload: a configuration takes effect whole, or not at all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use super::Daemon;
@@ -10,16 +12,33 @@ use super::start::exe_paths;
 use crate::api::admin::AdminServer;
 use crate::audit::{Entry, Event, extra};
 use crate::config::{self, Config, Depth, Stamps};
+use crate::confine::Needs;
+use crate::exec::allowed_programs;
 use crate::files::Trust;
 
 impl Daemon {
-    /// Reads the configuration anew: it takes effect whole, or not at all.
+    /// Reads the configuration anew, and tells the service manager when that begins and ends.
     pub(super) fn reload(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let now = now.as_micros();
+        self.manager
+            .tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+        let done = self.load_anew(admin);
+        self.manager.tell("READY=1");
+        done
+    }
+
+    /// The configuration takes effect whole, or not at all.
+    fn load_anew(&self, admin: &AdminServer) -> Result<(), Vec<String>> {
         let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
             problems if problems.is_empty() => Ok(fresh),
             problems => Err(problems),
+        });
+        let fresh = fresh.and_then(|fresh| match self.credentials.open(None, &fresh.policy) {
+            Ok(()) => Ok(fresh),
+            Err(error) => Err(vec![error.to_string()]),
         });
         let fresh = match fresh {
             Ok(fresh) => fresh,
@@ -52,10 +71,18 @@ impl Daemon {
     /// What only a restart can change.
     fn refuse_changes(&self, fresh: &Config) -> Vec<String> {
         let mut problems = preflight(fresh);
+        let needs = Needs::of(&self.path, fresh, &|name| std::env::var_os(name));
+        let path = self.path.display();
+        let mut more = needs.beyond(&self.granted);
+        if !self.context.runner.knows(&allowed_programs(fresh)) {
+            more.push("to run another program".to_owned());
+        }
+        problems.extend(more.iter().map(|what| {
+            format!("{path}: needs {what}, which keyhatchd gave up as it started; restart it")
+        }));
         let (old, new) = (&self.config, fresh);
         let mut fixed = |same: bool, what: &str| {
             if !same {
-                let path = self.path.display();
                 problems.push(format!(
                     "{path}: {what} changed, which a reload cannot do; restart keyhatchd"
                 ));

@@ -1,6 +1,8 @@
 //! The main loop: the servers run, signals and reloads are taken, until the daemon is told to stop.
 
-use std::sync::Arc;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -12,42 +14,44 @@ use tokio::sync::mpsc as channel;
 
 use super::Daemon;
 use super::error::StartError;
-use super::sockets::listen;
+use super::handed::HandedSockets;
+use super::pulse::{self, Pulse};
+use super::sockets::{Bound, listen, listen_on};
 use crate::api::admin::{AdminServer, Reload};
-use crate::api::{Context, Server, metrics_server};
+use crate::api::{Context, SealMark, Server, metrics_server};
 use crate::config::Metrics;
 
 impl Daemon {
-    pub(super) async fn serve(mut self, ready: impl FnOnce()) -> Result<(), StartError> {
+    pub(super) async fn serve(
+        mut self,
+        handed: HandedSockets,
+        ready: impl FnOnce(),
+    ) -> Result<(), StartError> {
+        let rotation = self.rotation.take();
+        let agent = &self.config.agent;
+        let mut bound = Bound::new();
         let server = Server::new(Arc::clone(&self.context))?;
-        let bots = listen(&self.config.agent.socket)?;
-        let ops = listen(&self.config.agent.admin_socket)?;
+        let bots = listen(handed.bots, &agent.socket, &mut bound)?;
+        let ops = listen(handed.admin, &agent.admin_socket, &mut bound)?;
         let (reload, mut reloads) = channel::channel::<Reload>(4);
-        let admin = Arc::new(AdminServer {
-            context: Arc::clone(&self.context),
-            server: Arc::clone(&server),
-            keeper: std::sync::Mutex::new(self.keeper.clone()),
-            reload,
-            admins: ArcSwap::new(Arc::new(self.config.agent.admins.clone())),
-            about: json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "pid": std::process::id(),
-                "started": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-                "config": self.path,
-                "socket": self.config.agent.socket,
-            }),
-        });
-        tokio::spawn(Arc::clone(&server).accept(bots));
+        let admin = Arc::new(self.admin(&server, reload));
+        let (rings, mut pulse) = self.pulse()?;
+        let mut bots = tokio::spawn(Arc::clone(&server).accept(bots, rings, move || pulse.beat()));
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
-        tokio::spawn(Arc::clone(&admin).accept(ops));
-        if let Some(rotation) = self.rotation.take() {
-            tokio::spawn(rotation.run());
-        }
-        if let Some(at) = &self.config.agent.metrics {
-            serve_metrics(&self.context, at).await?;
-        }
+        let ops = tokio::spawn(Arc::clone(&admin).accept(ops));
+        rotation.map(|rotation| tokio::spawn(rotation.run()));
+        serve_metrics(
+            &self.context,
+            handed.metrics,
+            agent.metrics.as_ref(),
+            &mut bound,
+        )
+        .await?;
+        self.credentials
+            .open(handed.credentials, &self.config.policy)?;
         let mut signals = signals()?;
+        self.manager.tell("READY=1");
         ready();
         let mut exits = std::pin::pin!(Arc::clone(&server).watch_exits());
         loop {
@@ -61,27 +65,88 @@ impl Daemon {
                     // The operator may have gone.
                     let _ = reply.send(self.reload(&admin));
                 }
+                // A daemon that accepts nobody is of no use: what supervises it starts another.
+                Err(ended) = &mut bots => {
+                    return Err(StartError::Other("the bots' socket is no longer served", ended.to_string()));
+                }
             }
         }
+        self.manager.tell("STOPPING=1\nSTATUS=Finishing requests");
+        // Who connects from here on is the next daemon's.
+        bots.abort();
+        ops.abort();
+        drop(reloads);
+        let drained = async {
+            let _ = (bots.await, ops.await);
+            tokio::join!(server.drain(), admin.drain(), self.credentials.drain());
+        };
         tokio::select! {
             never = &mut exits => match never {},
-            () = server.drain() => {}
+            () = drained => {}
         }
         self.context.rotations.stop().await;
         self.context.upstreams.stop().await;
-        self.stop();
+        self.stop(&bound);
         Ok(())
+    }
+
+    fn admin(&self, server: &Arc<Server>, reload: channel::Sender<Reload>) -> AdminServer {
+        let agent = &self.config.agent;
+        AdminServer {
+            context: Arc::clone(&self.context),
+            server: Arc::clone(server),
+            keeper: Mutex::new(self.keeper.clone()),
+            reload,
+            admins: ArcSwap::new(Arc::new(agent.admins.clone())),
+            about: json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+                "started": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+                "config": self.path,
+                "socket": agent.socket,
+            }),
+            mark: SealMark::new(&agent.state_dir),
+            sealing: tokio::sync::Mutex::default(),
+            busy: AtomicU32::new(0),
+        }
+    }
+
+    fn pulse(&self) -> Result<(channel::Receiver<()>, Pulse), StartError> {
+        let rings = pulse::ring(&self.manager)
+            .map_err(|error| StartError::Other("no thread for the pulse", error.to_string()))?;
+        let pulse = Pulse {
+            manager: Arc::clone(&self.manager),
+            context: Arc::clone(&self.context),
+            keeper: self.keeper.clone(),
+            told: String::new(),
+        };
+        Ok((rings, pulse))
     }
 }
 
-async fn serve_metrics(context: &Arc<Context>, at: &Metrics) -> Result<(), StartError> {
-    match at {
-        Metrics::Unix(path) => metrics_server::on_socket(Arc::clone(context), listen(path)?),
-        Metrics::Tcp(address) => {
-            let listener = TcpListener::bind(address).await.map_err(|why| {
-                StartError::Other("the metrics address", format!("{address}: {why}"))
-            })?;
-            metrics_server::on_address(Arc::clone(context), listener);
+async fn serve_metrics(
+    context: &Arc<Context>,
+    handed: Option<UnixListener>,
+    at: Option<&Metrics>,
+    bound: &mut Bound,
+) -> Result<(), StartError> {
+    match (handed, at) {
+        (None, None) => {}
+        (handed, Some(Metrics::Unix(path))) => {
+            metrics_server::on_socket(Arc::clone(context), listen(handed, path, bound)?);
+        }
+        (handed, at) => {
+            if let Some(handed) = handed {
+                let listener = listen_on(handed)
+                    .map_err(|error| StartError::Other("the metrics socket", error.to_string()))?;
+                metrics_server::on_socket(Arc::clone(context), listener);
+            }
+            if let Some(Metrics::Tcp(address)) = at {
+                let listener = TcpListener::bind(address).await.map_err(|why| {
+                    StartError::Other("the metrics address", format!("{address}: {why}"))
+                })?;
+                metrics_server::on_address(Arc::clone(context), listener);
+            }
         }
     }
     Ok(())

@@ -5,20 +5,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use super::Daemon;
+use super::credentials::Credentials;
 use super::error::{StartError, io_error};
 use super::preflight::missing;
 use super::sockets::make_folder;
 use crate::api::limits::Limits;
-use crate::api::{Context, RequestIds};
+use crate::api::{Context, RequestIds, SealMark};
 use crate::audit::{self, Entry, Event, Log, extra};
 use crate::cache::Cache;
 use crate::config::{self, Config, SourceKind, Stamps};
+use crate::confine::{Needs, confine};
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
@@ -27,6 +31,7 @@ use crate::sources::engine::Rooms;
 use crate::sources::{Asked, FileSource, Keeper, Names, Owners, States, platforms};
 use crate::sys::arena::Arena;
 use crate::sys::harden;
+use crate::sys::manager::Manager;
 
 /// The secret memory of a process that may lock as much as it likes. Pages are taken as they are written.
 const UNLIMITED_ARENA: usize = 1 << 30;
@@ -34,8 +39,17 @@ const UNLIMITED_ARENA: usize = 1 << 30;
 /// What is left of a limit on locked memory for others in the process.
 const SPARE: u64 = 64 * 1024;
 
+/// How long to wait for another daemon to let go of its `state_dir`.
+const HANDOVER: Duration = Duration::from_secs(1);
+
 impl Daemon {
-    pub(super) fn start(path: &Path, config: Config, files: u64) -> Result<Self, StartError> {
+    pub(super) fn start(
+        path: &Path,
+        config: Config,
+        files: u64,
+        manager: Arc<Manager>,
+        runner: Runner,
+    ) -> Result<Self, StartError> {
         config
             .warnings
             .iter()
@@ -45,7 +59,8 @@ impl Daemon {
         let state = lock_state(state_dir)?;
         let kernel = Kernel::probe();
         let arena = make_arena()?;
-        let missing = missing(kernel, arena.protection());
+        let (granted, unconfined) = shut_in(path, &config, &manager)?;
+        let missing = [missing(kernel, arena.protection()), unconfined].concat();
         missing
             .iter()
             .for_each(|missing| tracing::warn!("{missing}"));
@@ -55,7 +70,13 @@ impl Daemon {
         let states = Arc::new(States::default());
         let images = Images::open(state_dir);
         images.learn(&exe_paths(&config));
-        record_start(&audit, path, &missing)?;
+        if SealMark::new(state_dir).stands() {
+            tracing::warn!(
+                "the agent was sealed before this start; `keyhatchd unseal` loads the values"
+            );
+            cache.seal();
+        }
+        record_start(&audit, path, &missing, cache.is_sealed())?;
         let owners = Owners::new(config.sources.iter().map(|source| {
             let name: Arc<str> = source.name.as_str().into();
             (source.prefix.clone(), name)
@@ -82,7 +103,7 @@ impl Daemon {
                 keeper: keeper.clone(),
                 owners: owners.clone(),
                 upstreams: Arc::clone(&upstreams),
-                runner: Runner,
+                runner: runner.clone(),
                 ids: Box::new(move || own_ids.next().as_str().to_owned()),
             },
         )
@@ -98,6 +119,7 @@ impl Daemon {
             rotations,
             audit,
             limits: Limits::new(files),
+            runner,
             lookup: Lookup::default(),
             images,
             kernel,
@@ -107,15 +129,36 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
+        let credentials = Credentials::new(Arc::clone(&context), config.agent.credentials_socket());
         Ok(Self {
             path: path.to_owned(),
             config,
             context,
             keeper,
             rotation: Some(rotation),
+            granted,
+            manager,
+            credentials,
             _state: state,
         })
     }
+}
+
+/// Makes the folders that the configuration names, and gives up all that it does not: before the first thread,
+/// since threads that run already keep the files they may open.
+fn shut_in(
+    path: &Path,
+    config: &Config,
+    manager: &Manager,
+) -> Result<(Needs, Vec<String>), StartError> {
+    audit::make_folder(&config.audit.dir)?;
+    let mut needs = Needs::of(path, config, &|name| std::env::var_os(name));
+    needs.abstract_sockets = manager.is_abstract();
+    for folder in &needs.sockets {
+        make_folder(folder, 0o755)?;
+    }
+    let missing = confine(&needs);
+    Ok((needs, missing))
 }
 
 fn audit_settings(config: &config::Audit) -> audit::Settings {
@@ -145,12 +188,18 @@ pub(super) fn exe_paths(config: &Config) -> Vec<PathBuf> {
         .collect()
 }
 
-fn record_start(audit: &Log, path: &Path, missing: &[String]) -> Result<(), StartError> {
+fn record_start(
+    audit: &Log,
+    path: &Path,
+    missing: &[String],
+    sealed: bool,
+) -> Result<(), StartError> {
     let members = extra(&[
         // `version` is a key of every record: the secret's.
         ("agent_version", env!("CARGO_PKG_VERSION").into()),
         ("config", json!(path)),
         ("missing", json!(missing)),
+        ("sealed", json!(sealed)),
     ]);
     let unavailable =
         |error: audit::Unavailable| StartError::Other("the audit log", error.to_string());
@@ -211,16 +260,23 @@ fn make_arena() -> Result<Arc<Arena>, StartError> {
     Arena::new(size).map_err(StartError::Memory)
 }
 
-/// Two daemons never use one `state_dir`.
+/// Two daemons never use one `state_dir`. One that has been told to stop has a moment to end.
 fn lock_state(state_dir: &Path) -> Result<Flock<File>, StartError> {
     let path = state_dir.join("lock");
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(&path)
         .map_err(io_error("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| StartError::StateInUse(state_dir.to_owned()))
+    let start = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, _)) if start.elapsed() < HANDOVER => file,
+            Err(_) => return Err(StartError::StateInUse(state_dir.to_owned())),
+        };
+        thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use keyhatch_protocol::Action;
 
+use super::credential::{self, CredentialInput, Credentials};
 use super::{
     Bot, Diagnostic, Kind, Pattern, Place, Policy, Report, Role, Rule, Selectors, suggest,
 };
@@ -42,6 +43,8 @@ pub struct BotInput {
     pub selectors: Selectors,
     /// Its roles.
     pub roles: Vec<At<String>>,
+    /// What systemd may fetch for its unit.
+    pub credentials: Vec<CredentialInput>,
 }
 
 /// One `[role.X]`.
@@ -71,6 +74,7 @@ pub(super) fn compile(rules: Rules) -> Result<(Policy, Vec<Diagnostic>), Vec<Dia
     let role_ids = index_roles(&rules, &mut report);
     check_bots(&rules.bots, &mut report);
     check_ties(&rules.bots, &mut report);
+    credential::check(&rules.bots, &mut report);
     for role in &rules.roles {
         check_reachable(role, &mut report);
     }
@@ -79,13 +83,10 @@ pub(super) fn compile(rules: Rules) -> Result<(Policy, Vec<Diagnostic>), Vec<Dia
         return Err(report.errors);
     }
     let policy = Policy {
-        bots: rules
-            .bots
-            .into_iter()
-            .map(|bot| bot.build(&role_ids))
-            .collect(),
+        bots: rules.bots.iter().map(|bot| bot.build(&role_ids)).collect(),
         roles: rules.roles.into_iter().map(RoleInput::build).collect(),
     };
+    credential::warn_of_refused(&policy, &rules.bots, &mut report);
     Ok((policy, report.warnings))
 }
 
@@ -223,7 +224,7 @@ impl Selectors {
         }
     }
 
-    fn matches_any_peer(&self) -> bool {
+    pub(super) fn matches_any_peer(&self) -> bool {
         let globs = [&self.unit, &self.user_unit, &self.cgroup];
         let given = || globs.into_iter().flatten();
         given().count() == self.count()
@@ -273,18 +274,19 @@ impl RoleInput {
 }
 
 impl BotInput {
-    fn build(self, ids: &BTreeMap<String, usize>) -> Bot {
+    fn build(&self, ids: &BTreeMap<String, usize>) -> Bot {
         let known = |role: &At<String>| ids.get(&role.value).copied();
         Bot {
             role_ids: self.roles.iter().filter_map(known).collect(),
             roles: self
                 .roles
-                .into_iter()
-                .map(|role| Arc::from(role.value))
+                .iter()
+                .map(|role| Arc::from(&*role.value))
                 .collect(),
-            name: self.name.value.into(),
+            name: self.name.value.as_str().into(),
             place: self.name.place.to_string().into(),
-            selectors: self.selectors,
+            selectors: self.selectors.clone(),
+            credentials: Credentials::build(self),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! make one that allows. Default is deny, a deny wins over every grant, and root is a peer like any other.
 
 mod compile;
+mod credential;
 mod decision;
 mod diagnostic;
 mod pattern;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use keyhatch_protocol::{Action, Name};
 
 pub use compile::{At, BotInput, RoleInput, RuleInput, Rules};
+pub use credential::{Credential, CredentialInput};
 pub use decision::{Decision, Reason, Refusal};
 pub use diagnostic::{Diagnostic, Place, Report, suggest};
 pub use pattern::{MAX_PATTERN, Pattern, PatternError};
@@ -42,6 +44,7 @@ pub struct Bot {
     /// Where it stands, `file:line`.
     pub place: Arc<str>,
     selectors: Selectors,
+    credentials: Option<credential::Credentials>,
     /// Indices into the policy's roles.
     role_ids: Vec<usize>,
 }
@@ -95,28 +98,9 @@ impl Policy {
     /// The most specific bot whose selectors all hold for the peer.
     #[must_use]
     pub fn match_bot(&self, facts: &Facts, accounts: &Accounts) -> BotMatch {
-        let mut best = Vec::new();
-        let mut highest = None;
-        for (index, bot) in self.bots.iter().enumerate() {
-            if !bot.selectors.match_peer(facts, accounts) {
-                continue;
-            }
-            let specificity = Some(bot.selectors.specificity());
-            if specificity > highest {
-                highest = specificity;
-                best.clear();
-            }
-            if specificity == highest {
-                best.push(BotId(index));
-            }
-        }
-        match best[..] {
-            [] => BotMatch::NoBot {
-                nearest: self.nearest(facts, accounts),
-            },
-            [only] => BotMatch::Bot(only),
-            _ => BotMatch::Ambiguous(best),
-        }
+        let all = self.bots.iter().enumerate();
+        let selectors = all.map(|(index, bot)| (index, &*bot.name, &bot.selectors));
+        most_specific(selectors, facts, accounts)
     }
 
     /// Whether every selector of `bot` holds for the peer: the slow way to check again.
@@ -243,27 +227,58 @@ impl Policy {
     fn roles_of<'a>(&'a self, bot: &'a Bot) -> impl Iterator<Item = &'a Role> {
         bot.role_ids.iter().filter_map(|id| self.roles.get(*id))
     }
+}
 
-    /// The bot with the fewest selectors that differ, then with the most that hold.
-    fn nearest(&self, facts: &Facts, accounts: &Accounts) -> Option<String> {
-        let differing = |bot: &Bot| bot.selectors.differing(facts, accounts);
-        let bot = self.bots.iter().min_by_key(|bot| {
-            let differ = differing(bot).len();
-            (differ, std::cmp::Reverse(bot.selectors.count() - differ))
-        })?;
-        let differences: Vec<String> = differing(bot)
-            .into_iter()
-            .map(|kind| bot.selectors.difference(kind, facts))
-            .collect();
-        let differences = match facts.uid {
-            None => "this peer's uid has no mapping in the agent's user namespace".into(),
-            Some(_) => differences.join(", "),
-        };
-        Some(format!(
-            "the nearest bot is {:?}, but {differences}",
-            bot.name
-        ))
+/// The most specific of bots, each with its index, name and the selectors that count.
+fn most_specific<'a>(
+    bots: impl Iterator<Item = (usize, &'a str, &'a Selectors)> + Clone,
+    facts: &Facts,
+    accounts: &Accounts,
+) -> BotMatch {
+    let mut best = Vec::new();
+    let mut highest = None;
+    for (index, _, selectors) in bots.clone() {
+        if !selectors.match_peer(facts, accounts) {
+            continue;
+        }
+        let specificity = Some(selectors.specificity());
+        if specificity > highest {
+            highest = specificity;
+            best.clear();
+        }
+        if specificity == highest {
+            best.push(BotId(index));
+        }
     }
+    match best[..] {
+        [] => BotMatch::NoBot {
+            nearest: nearest(bots, facts, accounts),
+        },
+        [only] => BotMatch::Bot(only),
+        _ => BotMatch::Ambiguous(best),
+    }
+}
+
+/// The bot with the fewest selectors that differ, then with the most that hold.
+fn nearest<'a>(
+    bots: impl Iterator<Item = (usize, &'a str, &'a Selectors)>,
+    facts: &Facts,
+    accounts: &Accounts,
+) -> Option<String> {
+    let (_, name, selectors) = bots.min_by_key(|(_, _, selectors)| {
+        let differ = selectors.differing(facts, accounts).len();
+        (differ, std::cmp::Reverse(selectors.count() - differ))
+    })?;
+    let differences: Vec<String> = selectors
+        .differing(facts, accounts)
+        .into_iter()
+        .map(|kind| selectors.difference(kind, facts))
+        .collect();
+    let differences = match facts.uid {
+        None => "this peer's uid has no mapping in the agent's user namespace".into(),
+        Some(_) => differences.join(", "),
+    };
+    Some(format!("the nearest bot is {name:?}, but {differences}"))
 }
 
 impl Bot {

@@ -32,6 +32,7 @@ fn bot(line: usize, name: &str, selectors: Selectors, roles: &[&str]) -> BotInpu
         name: at(name),
         selectors,
         roles: roles.iter().map(|role| at(role)).collect(),
+        credentials: Vec::new(),
     }
 }
 
@@ -447,6 +448,7 @@ fn built(draft: &Draft) -> Policy {
             name: "b".into(),
             roles: vec!["r".into()],
             place: "k.toml:1".into(),
+            credentials: None,
             selectors: uid(1),
             role_ids: vec![0],
         }],

@@ -98,14 +98,7 @@ async fn run(
     step: Step,
     input: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, String> {
-    let mut command = program.command.clone();
-    command.push(step.as_str().to_owned());
-    let program = exec::Program {
-        command,
-        user: program.user.clone(),
-        timeout: program.timeout,
-    };
-    let output = rooms.runner.run(&program, input).await;
+    let output = rooms.runner.run(&exec::of_step(program, step), input).await;
     output
         .map(|output| output.stdout)
         .map_err(|why| why.to_string())

@@ -27,6 +27,9 @@ pub enum Step {
 }
 
 impl Step {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Create, Self::Set, Self::Test, Self::Finish];
+
     /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

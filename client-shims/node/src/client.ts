@@ -9,6 +9,7 @@ import type { Answer } from "./exchange";
 import { fetch } from "./fetch";
 import { checked, wanted } from "./name";
 import type { Wanted } from "./name";
+import { Poll, sleep } from "./pause";
 import * as reply from "./reply";
 import type { Batch, Health, Listed, Whoami } from "./reply";
 import { onRotate } from "./rotate";
@@ -24,6 +25,8 @@ const MAX_BATCH = 100;
 const MAX_VALUE_BODY = 6 * 65_536 + 16 * 1024;
 const MAX_PAGE = 4 * 1024 * 1024;
 const MAX_SMALL = 1024 * 1024;
+/** What an entity tag can hold (RFC 9110, section 8.8.3), so that no version can add a header. */
+const VERSION = /^[!#-~]+$/;
 /** One user may have only a part of the agent's connections. */
 const MOST_AT_ONCE = 16;
 const MOST_KEPT = 4;
@@ -58,6 +61,7 @@ export interface GetOptions extends CallOptions {
 export class Client {
   readonly #timeout: number;
   readonly #kept: Connections;
+  readonly #polling: Connections;
   readonly #single: Connections;
   readonly #cache: Cache;
   readonly #stop = new AbortController();
@@ -65,6 +69,7 @@ export class Client {
   constructor({ socket, timeout = DEFAULT_TIMEOUT }: ClientOptions = {}) {
     this.#timeout = timeout;
     this.#kept = new Connections(socket, { keepAlive: true, maxSockets: MOST_AT_ONCE, maxFreeSockets: MOST_KEPT });
+    this.#polling = new Connections(socket, { keepAlive: true, maxFreeSockets: 1 });
     this.#single = new Connections(socket, { keepAlive: false });
     this.#cache = new Cache(
       (name) => this.#opening([name], this.#stop.signal, false),
@@ -112,6 +117,28 @@ export class Client {
   /** Whether the agent is ready, and why not. */
   async health(options: CallOptions = {}): Promise<Health> {
     return reply.health(await this.#ask("/v1/health", MAX_SMALL, options));
+  }
+
+  /**
+   * The value of `NAME`, or `NAME#field`, once its version is not `version`; undefined where it still is after `wait`
+   * milliseconds. It goes on over a restart of the agent.
+   */
+  async waitForChange(
+    name: string,
+    version: string,
+    wait: number,
+    options: CallOptions = {},
+  ): Promise<Secret | undefined> {
+    if (!VERSION.test(version)) throw new NameError("this is not a version that an agent gives");
+    const asked = wanted(name);
+    const path = target(`/v1/secrets/${asked.name}`, asked.field === undefined ? {} : { field: asked.field });
+    const poll = new Poll(wait);
+    for (;;) {
+      const secret = reply.change(asked.name, await this.#changed(path, version, poll.seconds(), options));
+      const pause = poll.pause();
+      if (secret !== undefined || pause === undefined) return secret;
+      await sleep(pause, options.signal);
+    }
   }
 
   /**
@@ -168,6 +195,7 @@ export class Client {
     this.#stop.abort();
     this.#cache.clear();
     this.#kept.destroy();
+    this.#polling.destroy();
     this.#single.destroy();
   }
 
@@ -177,16 +205,28 @@ export class Client {
   }
 
   async #ask(path: string, limit: number, options: CallOptions, body?: string): Promise<Answer> {
-    const { signal, timeout = this.#timeout } = options;
     const question: Question = { method: "GET", target: path, headers: { accept: "application/json" } };
     if (body !== undefined) {
       question.method = "POST";
       question.headers["content-type"] = "application/json";
       question.body = body;
     }
-    const span = new Span(this.#kept, timeout, signal);
+    return this.#send(this.#kept, question, limit, options);
+  }
+
+  /** Asks for the value once it is another one than `version`. Reads do not wait for such a connection. */
+  #changed(path: string, version: string, seconds: number, options: CallOptions): Promise<Answer> {
+    const headers = { accept: "application/json", "if-none-match": `"${version}"`, prefer: `wait=${seconds}` };
+    const timeout = (options.timeout ?? this.#timeout) + seconds * 1000;
+    const question = { method: "GET", target: path, headers };
+    return this.#send(this.#polling, question, MAX_VALUE_BODY, { ...options, timeout });
+  }
+
+  async #send(connections: Connections, question: Question, limit: number, options: CallOptions): Promise<Answer> {
+    const { signal, timeout = this.#timeout } = options;
+    const span = new Span(connections, timeout, signal);
     try {
-      return await ask(this.#kept, question, limit, span);
+      return await ask(connections, question, limit, span);
     } finally {
       span.close();
     }

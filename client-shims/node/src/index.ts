@@ -48,6 +48,16 @@ export function health(options?: CallOptions): Promise<Health> {
   return own().health(options);
 }
 
+/** See {@link Client.waitForChange}. */
+export function waitForChange(
+  name: string,
+  version: string,
+  wait: number,
+  options?: CallOptions,
+): Promise<Secret | undefined> {
+  return own().waitForChange(name, version, wait, options);
+}
+
 /** See {@link Client.watch}. */
 export function watch(names: string | readonly string[], options?: { signal?: AbortSignal }): Watch {
   return own().watch(names, options);

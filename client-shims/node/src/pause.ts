@@ -37,6 +37,32 @@ export class Retry {
   }
 }
 
+/** A long poll, which an agent may end before the caller's time is over: it is asked again then. */
+export class Poll {
+  readonly #end: number;
+  #asked = 0;
+
+  /** `wait` is in milliseconds. */
+  constructor(wait: number) {
+    this.#end = performance.now() + wait;
+  }
+
+  /** How many seconds to ask the agent to wait, now. */
+  seconds(): number {
+    this.#asked = performance.now();
+    return Math.max(Math.ceil((this.#end - this.#asked) / 1000), 0);
+  }
+
+  /**
+   * The milliseconds to wait before asking again, where nothing has changed; undefined once the time is over. An agent
+   * that does not wait at all is asked once a second.
+   */
+  pause(): number | undefined {
+    const now = performance.now();
+    return now < this.#end ? Math.max(Math.min(this.#asked + 1000, this.#end) - now, 0) : undefined;
+  }
+}
+
 /** Twice as long each time, less up to a half by chance: bots that lost an agent do not come back as one. */
 export function backoff(failures: number, chance: number): number {
   const pause = Math.min(FIRST_PAUSE * 2 ** Math.min(failures, 10), LONGEST_PAUSE);

@@ -56,6 +56,11 @@ export function value(name: string, answer: Answer): Secret {
   return secret(name, document(good(answer)));
 }
 
+/** The answer to a long poll: undefined where nothing has changed. */
+export function change(name: string, answer: Answer): Secret | undefined {
+  return answer.status === 304 ? undefined : value(name, answer);
+}
+
 /** One page of names, and the name to list on from. */
 export function page(after: string | undefined, answer: Answer): { secrets: Listed[]; next: string | undefined } {
   const { secrets, next } = document(good(answer));

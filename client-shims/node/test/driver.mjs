@@ -18,7 +18,7 @@ const verbs = {
   },
   async batch({ names }) {
     const { secrets, errors } = await client.batch(names);
-    return { secrets: secrets.map((s) => ({ name: s.name, version: s.version, value: base64(s) })), errors };
+    return { secrets: secrets.map((s) => ({ name: s.name, version: s.version, value: base64(s), stale: s.stale })), errors };
   },
   async whoami() {
     const { bot, uid } = await client.whoami();
@@ -26,6 +26,11 @@ const verbs = {
   },
   async health() {
     return { status: (await client.health()).status };
+  },
+  async wait({ name, version, seconds }) {
+    say({ ok: true, started: true });
+    const secret = await client.waitForChange(name, version, seconds * 1000);
+    return secret === undefined ? { changed: false } : { changed: true, version: secret.version, value: base64(secret) };
   },
   async watch({ names, count }) {
     const watch = client.watch(names);

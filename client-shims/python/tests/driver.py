@@ -86,6 +86,12 @@ def watch(client: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
     return {"events": events}
 
 
+def wait(client: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
+    say({"ok": True, "started": True})
+    secret = client.wait_for_change(ask["name"], ask["version"], ask["seconds"])
+    return {"changed": False} if secret is None else {"changed": True, **shown(secret)}
+
+
 def on_rotate(client: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
     name = ask["name"]
     _kept.append(client.on_rotate(name, lambda secret: say({"rotated": name, "version": secret.version})))
@@ -113,6 +119,7 @@ OPS = {
     "batch": batch,
     "whoami": whoami,
     "health": health,
+    "wait": wait,
     "watch": watch,
     "on_rotate": on_rotate,
     "loop": loop,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import keyhatch
 import printing
 from conftest import CANARY, CLOSE, HOLD, KEEP, STREAM, Fake, event, ok, problem, value
+from keyhatch import _progress
 from keyhatch._http import Reading
 from keyhatch._names import check_name
 from keyhatch._socket import Folder, trusted
@@ -154,6 +156,16 @@ def test_a_watch_resumes_where_it_was(fake: Make) -> None:
             ]
 
     asyncio.run(run())
+
+
+def test_a_restart_late_in_a_long_call_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 30.0, 36.0])
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    patience = _progress.Patience(60)
+    gone = keyhatch.Unreachable("gone")
+    gone.may_heal = True
+    assert patience.pause(gone) is not None
+    assert patience.pause(gone) is None
 
 
 def test_close_ends_a_watch_that_waits(fake: Make) -> None:

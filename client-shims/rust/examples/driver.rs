@@ -33,6 +33,11 @@ enum Op {
     },
     Whoami,
     Health,
+    Wait {
+        name: String,
+        version: String,
+        seconds: u64,
+    },
     Watch {
         names: Vec<String>,
         count: usize,
@@ -98,6 +103,11 @@ fn act(client: &Client, op: Op, rotations: &mut Vec<OnRotate>) -> Result<Value, 
             Ok(json!({ "ok": true, "bot": me.bot, "uid": me.uid }))
         }
         Op::Health => Ok(json!({ "ok": true, "status": client.health()?.status })),
+        Op::Wait {
+            name,
+            version,
+            seconds,
+        } => wait(client, &name, &version, Duration::from_secs(seconds)),
         Op::Watch { names, count } => watch(client, &names, count),
         Op::OnRotate { name } => {
             let rotated = name.clone();
@@ -148,9 +158,27 @@ fn get(
 fn batch(batch: &Batch) -> Value {
     let secrets = batch.secrets.iter().map(|secret| {
         let value = STANDARD.encode(secret.reveal());
-        json!({ "name": secret.name(), "version": secret.version(), "value": value })
+        json!({
+            "name": secret.name(),
+            "version": secret.version(),
+            "value": value,
+            "stale": secret.is_stale(),
+        })
     });
     json!({ "ok": true, "secrets": secrets.collect::<Vec<_>>(), "errors": batch.errors })
+}
+
+fn wait(client: &Client, name: &str, version: &str, wait: Duration) -> Result<Value, Error> {
+    let _ = say(&json!({ "ok": true, "started": true }));
+    Ok(match client.wait_for_change(name, version, wait)? {
+        None => json!({ "ok": true, "changed": false }),
+        Some(secret) => json!({
+            "ok": true,
+            "changed": true,
+            "version": secret.version(),
+            "value": STANDARD.encode(secret.reveal()),
+        }),
+    })
 }
 
 fn watch(client: &Client, names: &[String], count: usize) -> Result<Value, Error> {

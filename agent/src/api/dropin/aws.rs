@@ -18,7 +18,7 @@ use super::aws_answer::{self, Exception};
 use super::aws_list::{self, Filter, Page};
 use super::aws_names::{self, AwsVersion};
 use super::{aws_agent, supplied};
-use crate::api::answer::Answer;
+use crate::api::answer::{self, Answer};
 use crate::api::body::Body;
 use crate::api::connection::{Bound, Connection};
 use crate::api::id::RequestId;
@@ -28,6 +28,7 @@ use crate::api::route::Reply;
 use crate::api::surface::Surface;
 use crate::api::{incoming, rotate, supply};
 use crate::audit::Event;
+use crate::cache::Freshness;
 use crate::rotation::Started;
 use crate::sources::engine::Supply;
 
@@ -260,7 +261,7 @@ fn batch(
             .filter_map(|id| aws_names::name(&dropin, id).ok());
         let supplies = supply::all(&connection, &bound, names).await;
         let bound = connection.bound().await;
-        let (mut pieces, mut errors) = (VecDeque::new(), Vec::new());
+        let (mut pieces, mut errors, mut stale) = (VecDeque::new(), Vec::new(), false);
         for secret_id in ids {
             let name = aws_names::name(&dropin, &secret_id);
             let read = name.map_err(|_| Exception::no_name()).and_then(|name| {
@@ -273,13 +274,18 @@ fn batch(
                         pieces.push_back(Bytes::from_static(b","));
                     }
                     aws_answer::add_value(&mut pieces, Surface::Aws, &dropin, &granted);
+                    stale |= granted.entry.freshness() == Freshness::Stale;
                 }
                 Err(why) => errors.push(json!({
                     "SecretId": secret_id, "ErrorCode": why.kind, "Message": why.message,
                 })),
             }
         }
-        finish_batch(&id, pieces, &errors, next)
+        let mut answer = finish_batch(&id, pieces, &errors, next);
+        if stale {
+            answer::mark_stale(&mut answer);
+        }
+        answer
     }))
 }
 

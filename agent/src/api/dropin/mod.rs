@@ -56,7 +56,7 @@ pub fn surface<B>(context: &Context, request: &Request<B>) -> Surface {
 /// A refusal as the clients of a surface know it.
 pub fn problem(surface: Surface, code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
     match surface {
-        Surface::Native => answer::problem(code, id, detail),
+        Surface::Native | Surface::Credential => answer::problem(code, id, detail),
         Surface::AwsAgent | Surface::Aws => aws_answer::problem(code, id, detail),
         Surface::Vault => vault_answer::problem(code, id, detail),
     }

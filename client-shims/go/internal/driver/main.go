@@ -25,6 +25,7 @@ type order struct {
 	Cache   bool     `json:"cache"`
 	Prefix  string   `json:"prefix"`
 	Count   int      `json:"count"`
+	Seconds int      `json:"seconds"`
 	Reads   int      `json:"reads"`
 	PauseMS int      `json:"pause_ms"`
 }
@@ -75,6 +76,8 @@ func do(ctx context.Context, order *order) (reply, error) {
 			return nil, err
 		}
 		return reply{"ok": true, "status": report.Status}, nil
+	case "wait":
+		return wait(ctx, order)
 	case "watch":
 		return watch(ctx, order)
 	case "on_rotate":
@@ -112,13 +115,13 @@ func get(ctx context.Context, order *order) (reply, error) {
 		return nil, err
 	}
 	answer := given(secret)
-	answer["ok"], answer["stale"] = true, secret.Stale()
+	answer["ok"] = true
 	return answer, nil
 }
 
 func given(secret *keyhatch.Secret) reply {
 	value := base64.StdEncoding.EncodeToString(secret.RevealBytes())
-	return reply{"name": secret.Name(), "version": secret.Version(), "value": value}
+	return reply{"name": secret.Name(), "version": secret.Version(), "value": value, "stale": secret.Stale()}
 }
 
 func batch(ctx context.Context, names []string) (reply, error) {
@@ -131,6 +134,17 @@ func batch(ctx context.Context, names []string) (reply, error) {
 		secrets = append(secrets, given(secret))
 	}
 	return reply{"ok": true, "secrets": secrets, "errors": orEmpty(result.Errors)}, nil
+}
+
+func wait(ctx context.Context, order *order) (reply, error) {
+	write(reply{"ok": true, "started": true})
+	secret, err := keyhatch.WaitForChange(ctx, order.Name, *order.Version, time.Duration(order.Seconds)*time.Second)
+	if err != nil || secret == nil {
+		return reply{"ok": true, "changed": false}, err
+	}
+	answer := given(secret)
+	answer["ok"], answer["changed"] = true, true
+	return answer, nil
 }
 
 // watch answers that it has started; the answer with the events comes when they have come.

@@ -80,6 +80,7 @@ __all__ = [
     "health",
     "list",
     "on_rotate",
+    "wait_for_change",
     "watch",
     "whoami",
 ]
@@ -122,6 +123,11 @@ def whoami() -> Whoami:
 def health() -> Health:
     """See `Client.health`."""
     return _client().health()
+
+
+def wait_for_change(name: str, version: str, wait: float) -> Secret | None:
+    """See `Client.wait_for_change`."""
+    return _client().wait_for_change(name, version, wait)
 
 
 def watch(*names: str) -> Watch:

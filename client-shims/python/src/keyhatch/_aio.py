@@ -15,7 +15,7 @@ from ._aio_watch import AsyncWatch
 from ._errors import Unreachable
 from ._http import Reply
 from ._names import MAX_BATCH
-from ._progress import DEFAULT_TIMEOUT, Patience
+from ._progress import DEFAULT_TIMEOUT, Patience, Poll
 from ._reply import Batch, Health, Listed, Whoami
 from ._request import Request, Wanted
 from ._secret import Secret
@@ -93,6 +93,17 @@ class AsyncClient:
         """Whether the agent is ready, and why not."""
         return await self._ask(_request.health(), _reply.health)
 
+    async def wait_for_change(self, name: str, version: str, wait: float) -> Secret | None:
+        """The value of `NAME`, once its version is not `version`; None where it still is after `wait` seconds."""
+        wanted, poll = Wanted.parse(name), Poll(wait)
+        while True:
+            request = _request.change(wanted, version, poll.seconds())
+            secret = await self._ask(request, lambda reply: _reply.change(wanted.name, reply))
+            pause = poll.pause()
+            if secret is not None or pause is None:
+                return secret
+            await asyncio.sleep(pause)
+
     async def watch(self, *names: str) -> AsyncWatch:
         """What happens to these secrets, for `async for`. It connects again where the connection is lost."""
         watch = AsyncWatch(self._address, self._timeout, names)
@@ -139,7 +150,7 @@ class AsyncClient:
         async def attempt(patience: Patience) -> T:
             return read(await self._exchange(request, patience))
 
-        return await patiently(attempt, self._timeout)
+        return await patiently(attempt, self._timeout + request.wait)
 
     async def _exchange(self, request: Request, patience: Patience) -> Reply:
         connection = self._take() or await Connection.open(self._address, patience)

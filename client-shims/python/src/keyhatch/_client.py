@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import time
 from collections.abc import Sequence
 from typing import Callable, TypeVar
 
@@ -13,7 +14,7 @@ from ._errors import Unreachable
 from ._follow import Held, Rotations
 from ._http import Reply
 from ._names import MAX_BATCH
-from ._progress import DEFAULT_TIMEOUT, Patience
+from ._progress import DEFAULT_TIMEOUT, Patience, Poll
 from ._reply import Batch, Health, Listed, Whoami
 from ._request import Request, Wanted
 from ._secret import Secret
@@ -95,6 +96,20 @@ class Client:
         """Whether the agent is ready, and why not."""
         return self._ask(_request.health(), _reply.health)
 
+    def wait_for_change(self, name: str, version: str, wait: float) -> Secret | None:
+        """The value of `NAME`, or `NAME#field`, once its version is not `version`; None where it still is after `wait`.
+
+        `wait` is in seconds. It goes on over a restart of the agent.
+        """
+        wanted, poll = Wanted.parse(name), Poll(wait)
+        while True:
+            request = _request.change(wanted, version, poll.seconds())
+            secret = self._ask(request, lambda reply: _reply.change(wanted.name, reply))
+            pause = poll.pause()
+            if secret is not None or pause is None:
+                return secret
+            time.sleep(pause)
+
     def watch(self, *names: str) -> Watch:
         """What happens to these secrets, from now on: an iterator that connects again where the connection is lost."""
         watch = Watch(self._address, self._timeout, names)
@@ -145,7 +160,7 @@ class Client:
         return held
 
     def _ask(self, request: Request, read: Callable[[Reply], T]) -> T:
-        return patiently(lambda patience: read(self._exchange(request, patience)), self._timeout)
+        return patiently(lambda patience: read(self._exchange(request, patience)), self._timeout + request.wait)
 
     def _exchange(self, request: Request, patience: Patience) -> Reply:
         connection = self._take() or Connection(self._address, patience)

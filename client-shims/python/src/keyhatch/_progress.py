@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class Patience:
         now = time.monotonic()
         self.timeout = timeout
         self.deadline = now + timeout
-        self._until = now + min(timeout, _RESTART)
+        self._until: float | None = None
         self._pause = 0.01
 
     def left(self) -> float:
@@ -40,8 +41,32 @@ class Patience:
 
     def pause(self, error: KeyhatchError) -> float | None:
         """How long to wait before the next try; None where there is none."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = min(self.deadline, now + _RESTART)
         pause, self._pause = self._pause, min(self._pause * 2, 0.25)
-        return pause if error.may_heal and time.monotonic() + pause < self._until else None
+        return pause if error.may_heal and now + pause < self._until else None
+
+
+class Poll:
+    """A long poll, which an agent may end before the caller's time is over: it is asked again then."""
+
+    def __init__(self, wait: float) -> None:
+        self._end = time.monotonic() + wait
+        self._asked = 0.0
+
+    def seconds(self) -> int:
+        """How long to ask the agent to wait, now."""
+        self._asked = time.monotonic()
+        return max(math.ceil(self._end - self._asked), 0)
+
+    def pause(self) -> float | None:
+        """How long to wait before asking again, where nothing has changed; None once the time is over.
+
+        An agent that does not wait at all is asked once a second.
+        """
+        now = time.monotonic()
+        return max(min(self._asked + 1, self._end) - now, 0) if now < self._end else None
 
 
 class Retry:

@@ -81,6 +81,11 @@ def secret(name: str, reply: Reply) -> Secret:
     return _shaped(_secret(_json.parse(reply.body), name))
 
 
+def change(name: str, reply: Reply) -> Secret | None:
+    """The answer to a long poll: None where nothing has changed."""
+    return None if reply.status == 304 else secret(name, reply)
+
+
 def batch(reply: Reply) -> Batch:
     """The answer to a batch request."""
     good(reply)

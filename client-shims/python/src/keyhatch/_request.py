@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
@@ -15,6 +16,9 @@ _MAX_PAGE = 4 * 1024 * 1024
 _MAX_SMALL = 1024 * 1024
 
 _JSON = "application/json"
+
+# What an entity tag can hold (RFC 9110, section 8.8.3), so that no version can add a header.
+_VERSION = re.compile(r"[!#-~]+")
 
 
 class Wanted(NamedTuple):
@@ -44,11 +48,21 @@ class Request(NamedTuple):
     data: bytes
     limit: int
     """The largest body that its answer may have."""
+    wait: float = 0
+    """How much longer than usual the answer may take."""
 
 
 def value(wanted: Wanted) -> Request:
     """Asks for the JSON form: it alone says whether the value is stale."""
     return _get(wanted.target, limit=_MAX_JSON_VALUE)
+
+
+def change(wanted: Wanted, version: str, wait: int) -> Request:
+    """Asks for the value once it is another one than `version`, or for 304 after `wait` seconds."""
+    if not _VERSION.fullmatch(version):
+        raise ValueError("this is not a version that an agent gives")
+    headers = f'If-None-Match: "{version}"\r\nPrefer: wait={wait}\r\n'
+    return _get(wanted.target, headers=headers, limit=_MAX_JSON_VALUE)._replace(wait=wait)
 
 
 def page(prefix: str, after: str | None) -> Request:
