@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use keyhatch_protocol::{MAX_VALUE, Name};
 
-use super::section::{Section, Value, duration, not_yet, one_of};
+use super::section::{Section, Value, duration, one_of};
 use super::source::{Platform, Source, SourceKind};
 use super::{Depth, held, host};
 use crate::calendar::{Calendar, local_zone};
@@ -332,11 +332,6 @@ fn read_driver(value: &Value<'_>, depth: Depth, report: &mut Report) -> Option<D
         .required("kind", "\"generate\"", report)?
         .string(report)?;
     let kind = one_of(&word, "kind", &kinds, report)?;
-    if let Of::Vault | Of::Aws = kind {
-        let what = format!("the driver {:?}", word.value);
-        report.error(&word.place, not_yet(&what));
-        return None;
-    }
     let known: &[&str] = match kind {
         Of::Generate => &["kind", "length", "alphabet"],
         Of::Exec => &["kind", "command", "user", "timeout"],

@@ -11,6 +11,7 @@ pub mod schedule;
 mod service;
 mod state;
 mod status;
+mod upstream;
 
 pub use service::{Rooms, Rotations, Service, Started};
 pub use state::Step;

@@ -162,6 +162,17 @@ impl Timing {
         }
     }
 
+    /// Whether the value was set after the moment that is due, so that somebody else has done what it was for.
+    #[must_use]
+    pub fn is_done(&self, state: &State, now: &Saved) -> bool {
+        let since = |at: i64| {
+            let at = Duration::from_secs(u64::try_from(at).unwrap_or(0));
+            Duration::from_millis(now.wall).saturating_sub(at)
+        };
+        let due = state.due.as_ref().and_then(|due| due.at);
+        matches!((&state.seen, due), (Some((_, age)), Some(at)) if age.read(now) < since(at))
+    }
+
     /// The rotation under way has ended well: `version` is current, and `previous` stays for the grace time.
     pub fn done(&self, state: &mut State, version: &str, previous: Option<String>, now: &Saved) {
         state.running = None;

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::schedule::{self, Timing, Todo};
 use super::state::{Last, Memory, Running, State, Step};
-use super::{Outcome, Status, local, status};
+use super::{Outcome, Status, local, status, upstream};
 use crate::audit::{Entry, Event, Log, Verdict, extra};
 use crate::cache::Cache;
 use crate::config::Rotation;
@@ -283,6 +283,11 @@ impl Service {
         }
         match plan.timing.todo(state, &now) {
             Todo::Wait(wait) => wait,
+            // Another host, or the upstream itself, came first.
+            Todo::Begin if !plan.rotation.driver.is_local() && plan.timing.is_done(state, &now) => {
+                plan.timing.pass(state, &now);
+                Duration::ZERO
+            }
             Todo::Begin => {
                 let id = (self.rooms.ids)();
                 if self.record_start(plan, &id, Step::Create, 0)
@@ -383,8 +388,14 @@ impl Service {
         }
         self.busy.insert(name.clone());
         let (rooms, plan) = (Arc::clone(&self.rooms), plan.clone());
-        self.tasks
-            .spawn(async move { (name, local::step(&rooms, &plan, &running).await) });
+        self.tasks.spawn(async move {
+            let outcome = if plan.rotation.driver.is_local() {
+                local::step(&rooms, &plan, &running).await
+            } else {
+                upstream::step(&rooms, &plan, &running).await
+            };
+            (name, outcome)
+        });
     }
 
     fn end_grace(&mut self, plan: &Plan) {
