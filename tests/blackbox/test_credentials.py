@@ -197,7 +197,7 @@ def test_a_rotated_value_is_given_to_who_asks_next(agent):
 
 
 def test_the_socket_comes_with_the_first_credential_and_nothing_is_cut_short_as_the_daemon_stops(agent):
-    with Agent(start=False) as fresh:
+    with Agent(Agent.POLICY + Agent.SEES_PROGRAMS, start=False) as fresh:
         fresh.move = agent.move
         path = credentials_socket(fresh)
         fresh.start()

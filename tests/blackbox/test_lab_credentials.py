@@ -9,8 +9,7 @@ import json
 import pytest
 
 import lab
-from bots import cgroups
-from harness import BIN, CANARY, Agent, eventually
+from harness import BIN, CANARY, eventually
 from lab import RELEASES, Machine
 
 WHY_NOT = lab.why_not()
@@ -22,6 +21,20 @@ CONFIG = """
 name = "local"
 kind = "file"
 key = "file:/var/lib/keyhatch/store.key"
+
+[[source]]
+name = "slow"
+kind = "vault"
+address = "http://127.0.0.1:8200"
+prefix = "slow/"
+auth = { method = "token_file", path = "/var/lib/keyhatch/token" }
+timeout = "60s"
+
+[[bot]]
+name = "slow"
+match = { unit = "slow.service" }
+roles = ["reader"]
+credentials = { db = "slow/key" }
 
 [[bot]]
 name = "plain"
@@ -58,19 +71,29 @@ match = { user = "bot", user_unit = "mine.service" }
 roles = ["reader"]
 
 [role.reader]
-grants = [{ secrets = ["app/**"] }]
+grants = [{ secrets = ["app/**", "slow/**"] }]
 """
 KEYHATCH_SERVICE = """
+[Unit]
+Requires=keyhatch.socket keyhatch-admin.socket keyhatch-credentials.socket
 [Service]
+Type=notify
 User=keyhatch
 ExecStart=/opt/keyhatch/keyhatchd run
-ExecStartPost=/bin/sh -c 'until test -S /run/keyhatch/credentials.sock; do sleep 0.02; done'
-RuntimeDirectory=keyhatch keyhatch-admin
+Sockets=keyhatch.socket keyhatch-admin.socket keyhatch-credentials.socket
+FileDescriptorStoreMax=16
+Restart=always
+RestartSec=100ms
 StateDirectory=keyhatch
 StateDirectoryMode=0700
 [Install]
 WantedBy=multi-user.target
 """
+SOCKETS = {
+    "keyhatch.socket": ("bots", "/run/keyhatch/keyhatch.sock"),
+    "keyhatch-admin.socket": ("admin", "/run/keyhatch-admin/admin.sock"),
+    "keyhatch-credentials.socket": ("credentials", SOCKET),
+}
 # What a unit's program says of what it was given: a digest for each credential, and who it is.
 TELL = "ExecStart=/bin/sh -c 'cd \"$CREDENTIALS_DIRECTORY\" && sha256sum * && id -u'"
 PASSWORD = "CANARY-the-password"
@@ -85,11 +108,12 @@ print(len(answer), any(answer))
 """
 
 
-def service(*lines, credential="db", **sections):
+def service(*lines, credential="db", Unit="", Install=""):
+    """A unit that may be started as often as the tests do."""
     load = f"LoadCredential={credential}:{SOCKET}" if credential else ""
     # It stays, so that systemd still knows the id of its last run.
     text = "\n".join(["[Service]", "Type=oneshot", "RemainAfterExit=yes", load, *lines])
-    return text + "".join(f"\n[{name}]\n{body}" for name, body in sections.items()) + "\n"
+    return f"[Unit]\nStartLimitIntervalSec=0\n{Unit}\n{text}\n[Install]\n{Install}\n"
 
 
 def digest(value):
@@ -102,13 +126,24 @@ def machine(request):
         for user in ("keyhatch", "bot", "other"):
             machine.run("useradd", "--create-home", "--shell", "/bin/sh", user)
         machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
+        for unit, (name, path) in SOCKETS.items():
+            machine.write(f"/etc/systemd/system/{unit}", f"""
+[Socket]
+ListenStream={path}
+FileDescriptorName={name}
+Service=keyhatch.service
+[Install]
+WantedBy=sockets.target
+""")
         machine.unit("keyhatch.service", KEYHATCH_SERVICE)
         files = "--store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key"
         machine.sh("install -d -m 0700 -o keyhatch /var/lib/keyhatch")
         for name, value in (("init", None), ("app/db", json.dumps({"password": PASSWORD})), ("app/key", CANARY)):
             verb = "init" if value is None else f"put {name}"
             machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store {verb} {files}", stdin=value or "")
-        machine.systemctl("enable", "--now", "keyhatch.service")
+        machine.sh("echo CANARY-token > /var/lib/keyhatch/token")
+        machine.sh("chown keyhatch /var/lib/keyhatch/token && chmod 0600 /var/lib/keyhatch/token")
+        machine.systemctl("enable", "--now", *SOCKETS, "keyhatch.service")
         yield machine
 
 
@@ -156,13 +191,59 @@ def test_an_unmodified_unit_is_given_its_secret_and_the_record_names_its_run(mac
 
 
 def test_a_unit_that_starts_at_boot_is_given_its_secret(machine):
-    machine.unit("boot.service", service(
-        "DynamicUser=yes", TELL, Unit="After=keyhatch.service", Install="WantedBy=multi-user.target"
-    ))
+    machine.unit("boot.service", service("DynamicUser=yes", TELL, Install="WantedBy=multi-user.target"))
     machine.systemctl("enable", "boot.service")
     machine.reboot()
     assert told(machine, "boot.service")[0][0] == f"{digest(CANARY)}  db"
     assert last(machine, surface="credential", peer_unit="boot.service")["KEYHATCH_DECISION"] == "allow"
+
+
+def test_a_unit_that_starts_while_the_agent_hangs_and_is_killed_is_given_its_secret_by_the_next(machine):
+    machine.unit("dynamic.service", service("DynamicUser=yes", TELL))
+    machine.systemctl("kill", "-s", "STOP", "keyhatch.service")
+    machine.systemctl("restart", "--no-block", "dynamic.service")
+    waiting = "grep -c ' 00000000 .* @[0-9a-f]*/unit/dynamic.service/db' /proc/net/unix"
+    eventually(lambda: machine.sh(waiting, check=False).stdout == "1\n")
+    machine.systemctl("kill", "-s", "KILL", "keyhatch.service")
+    eventually(lambda: machine.show("dynamic.service", "ActiveState") == "active")
+    assert told(machine, "dynamic.service")[0][0] == f"{digest(CANARY)}  db"
+
+
+# It takes connections and says nothing.
+SILENT = """[Service]
+ExecStart=python3 -c 'import socket, time; s = socket.create_server(("127.0.0.1", 8200)); time.sleep(1e6)'
+"""
+
+
+def test_an_agent_that_is_killed_while_it_answers_leaves_no_unit_with_an_empty_credential(machine):
+    machine.unit("silent.service", SILENT)
+    machine.unit("slow.service", service("DynamicUser=yes", TELL))
+    machine.systemctl("start", "silent.service")
+    machine.systemctl("restart", "keyhatch.service")
+    machine.systemctl("restart", "--no-block", "slow.service")
+    # Connected, and with an inode: accepted.
+    accepted = f"grep -cE ' 03 +[1-9][0-9]* {SOCKET}' /proc/net/unix"
+    eventually(lambda: machine.sh(accepted, check=False).stdout == "1\n")
+    machine.systemctl("kill", "-s", "KILL", "keyhatch.service")
+    eventually(lambda: machine.show("slow.service", "ActiveState") == "failed")
+    assert machine.show("slow.service", "ExecMainStatus") == "243"
+    assert told(machine, "slow.service")[0] == []
+    eventually(lambda: machine.show("keyhatch.service", "NFileDescriptorStore") == "0")
+
+
+def test_a_bot_bound_to_the_socket_outlives_the_agent_and_not_the_socket(machine):
+    """The example of docs/units.md."""
+    machine.unit("plain.service", service("User=bot", TELL, Unit="BindsTo=keyhatch.socket\nAfter=keyhatch.socket"))
+    machine.systemctl("restart", "plain.service")
+    run = machine.show("plain.service", "InvocationID")
+    machine.systemctl("kill", "-s", "KILL", "keyhatch.service")
+    machine.systemctl("restart", "keyhatch.service")
+    assert machine.show("plain.service", "ActiveState") == "active" and machine.show("plain.service", "InvocationID") == run
+    machine.systemctl("stop", "keyhatch.service", "keyhatch.socket")
+    eventually(lambda: machine.show("plain.service", "ActiveState") == "inactive")
+    # Its start brings the socket with it, and that the agent.
+    machine.systemctl("start", "plain.service")
+    assert machine.show("keyhatch.service", "ActiveState") == machine.show("keyhatch.socket", "ActiveState") == "active"
 
 
 def test_another_unit_that_asks_for_the_same_id_fails_and_never_starts_with_an_empty_one(machine):
@@ -195,7 +276,7 @@ def test_a_shell_with_a_forged_address_is_refused_for_root_and_for_the_bots_user
 
 
 def test_sealed_a_unit_fails_and_starts_with_the_value_of_then_once_it_is_unsealed(machine):
-    ops = lambda verb, **kwargs: machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd {verb}", **kwargs)
+    ops = lambda verb, **kwargs: machine.sh(f"/opt/keyhatch/keyhatchd {verb}", **kwargs)
     machine.unit("dynamic.service", service("DynamicUser=yes", TELL))
     ops("seal")
     start_refused(machine, "dynamic.service")

@@ -6,12 +6,13 @@
 //! anyone who asks: a user's own service manager reads in the same way.
 
 use std::future::Future;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use nix::sys::socket::{UnixAddr, getpeername};
+use nix::sys::socket::{Shutdown, UnixAddr, getpeername, shutdown};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -32,6 +33,7 @@ use crate::cache::{Form, Lease};
 use crate::identity::Peer;
 use crate::policy::Reason;
 use crate::sources::engine::{Pending, Supply};
+use crate::sys::manager::Manager;
 
 /// systemd takes 1 MiB, and an eighth more where it is to decrypt what it gets.
 const TOO_LONG: usize = 2 << 20;
@@ -44,9 +46,13 @@ const WRITE: Duration = Duration::from_secs(10);
 /// How long a drain waits for answers that are under way.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// What the service manager calls the connections that it holds for us.
+pub const HELD: &str = "unanswered";
+
 /// The server of the credentials socket.
 pub struct Server {
     context: Arc<Context>,
+    manager: Arc<Manager>,
     state: watch::Sender<State>,
 }
 
@@ -59,9 +65,10 @@ struct State {
 
 impl Server {
     /// A server without a socket yet.
-    pub fn new(context: Arc<Context>) -> Arc<Self> {
+    pub fn new(context: Arc<Context>, manager: Arc<Manager>) -> Arc<Self> {
         Arc::new(Self {
             context,
+            manager,
             state: watch::Sender::default(),
         })
     }
@@ -88,14 +95,40 @@ impl Server {
         let _ = timeout(DRAIN, state.wait_for(|state| state.open == 0)).await;
     }
 
-    fn welcome(self: &Arc<Self>, mut stream: UnixStream) {
+    /// Refuses whom a daemon before this one had accepted when it was killed. It may have sent the value already,
+    /// so that sending it again could double it.
+    pub fn refuse(self: &Arc<Self>, stream: StdStream) {
+        tracing::warn!(
+            "the agent was killed while it was asked for a credential, which is refused now"
+        );
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream));
+        if let Ok(stream) = stream {
+            self.answer(stream, None);
+        }
+    }
+
+    fn welcome(self: &Arc<Self>, stream: UnixStream) {
         let Some(asker) = self.identify(&stream) else {
             return;
         };
+        if asker.0.uid() == Some(0) {
+            // Were this process killed from here on, the end of the connection would pass for an empty answer.
+            self.manager.hold(HELD, stream.as_fd());
+        }
+        self.answer(stream, Some(asker));
+    }
+
+    /// Answers whoever asks, if that may be.
+    fn answer(self: &Arc<Self>, mut stream: UnixStream, asker: Option<(Peer, Connected)>) {
         let server = Arc::clone(self);
         self.state.send_modify(|state| state.open += 1);
         tokio::spawn(async move {
-            let lease = server.lease(&stream, asker).await;
+            let lease = match asker {
+                Some(asker) => server.lease(&stream, asker).await,
+                None => None,
+            };
             let answer = async {
                 match lease {
                     Some(lease) => stream.write_all(lease.as_ref()).await,
@@ -104,6 +137,8 @@ impl Server {
             };
             // Who has heard enough, or does not read, ends it.
             let _ = timeout(WRITE, answer).await;
+            // Ends it also where someone else holds it.
+            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
             drop(stream);
             server.state.send_modify(|state| state.open -= 1);
         });

@@ -149,7 +149,7 @@ fn field(text: &str, bounds: (u16, u16)) -> Result<Field, CalendarError> {
         .map(Field::new)
 }
 
-fn range(text: &str, (least, most): (u16, u16)) -> Result<Range, CalendarError> {
+fn range(text: &str, bounds: (u16, u16)) -> Result<Range, CalendarError> {
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let part = || CalendarError::Part(text.to_owned());
@@ -161,16 +161,14 @@ fn range(text: &str, (least, most): (u16, u16)) -> Result<Range, CalendarError> 
         None => (text, None),
     };
     let (first, last) = match span.split_once("..") {
-        _ if span == "*" && step.is_none() => (least, most),
+        _ if span == "*" && step.is_none() => bounds,
         Some((first, last)) => (number(first)?, number(last)?),
         // `5/10` goes on to the end, `5` is itself alone.
-        None => (
-            number(span)?,
-            if step.is_some() { most } else { number(span)? },
-        ),
+        None if step.is_some() => (number(span)?, bounds.1),
+        None => (number(span)?, number(span)?),
     };
     let step = step.unwrap_or(1);
-    if first < least || last > most || first > last || step == 0 {
+    if first < bounds.0 || last > bounds.1 || first > last || step == 0 {
         return Err(CalendarError::Range(text.to_owned()));
     }
     Ok(Range { first, last, step })

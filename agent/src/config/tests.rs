@@ -560,7 +560,7 @@ fn warnings_do_not_refuse() {
 name = "b"
 match = { unit = "b.service" }
 roles = ["r"]
-credentials = { a = "app/a#x", b = "app/b", c = "app/c" }
+credentials = { aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = "app/a#x", b = "app/b", c = "app/c" }
 [role.r]
 grants = [{ secrets = ["app/a"] }, { secrets = ["app/c"], actions = ["list"] }]
 deny = [{ secrets = ["app/b"] }]
@@ -568,6 +568,11 @@ deny = [{ secrets = ["app/b"] }]
     assert_eq!(
         lines(&read(&[("k.toml", text)]).unwrap().warnings),
         [
+            &format!(
+                "k.toml:6: credential {:?} and unit \"b.service\" have 84 bytes together, systemd asks for at most 83, \
+                 shorten one",
+                "a".repeat(75)
+            ),
             "k.toml:6: credential \"b\" is app/b, and the deny at k.toml:9 keeps bot \"b\" from it: it would be refused",
             "k.toml:6: credential \"c\" is app/c, and no role of bot \"b\" grants to read it: it would be refused",
         ]

@@ -2,11 +2,12 @@
 //! nobody serves waits for the next daemon instead of failing.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 
 use super::error::StartError;
+use crate::api::credentials::HELD;
 use crate::sys::manager::Handed;
 
 /// One of each at most, by the names that the units give them (`FileDescriptorName=`).
@@ -16,6 +17,8 @@ pub(super) struct HandedSockets {
     pub admin: Option<UnixListener>,
     pub metrics: Option<UnixListener>,
     pub credentials: Option<UnixListener>,
+    /// Connections that the daemon before had not answered whole when it died.
+    pub unanswered: Vec<UnixStream>,
 }
 
 impl HandedSockets {
@@ -39,6 +42,10 @@ impl HandedSockets {
             "admin" => &mut self.admin,
             "metrics" => &mut self.metrics,
             "credentials" => &mut self.credentials,
+            HELD => {
+                self.unanswered.push(UnixStream::from(socket));
+                return Ok(());
+            }
             other => {
                 return Err(format!(
                     "the service manager passed a socket named {other:?}; a unit names it bots, admin, metrics or \

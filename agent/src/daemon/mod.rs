@@ -77,7 +77,7 @@ struct Daemon {
     rotation: Option<rotation::Service>,
     /// What the process can still do.
     granted: Needs,
-    manager: Arc<Manager>,
     credentials: credentials::Credentials,
+    manager: Arc<Manager>,
     _state: Flock<File>,
 }

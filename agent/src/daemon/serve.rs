@@ -39,6 +39,9 @@ impl Daemon {
         let mut bots = tokio::spawn(Arc::clone(&server).accept(bots, rings, move || pulse.beat()));
         Server::sweep(&server)
             .map_err(|error| StartError::Other("no thread for the sweep", error.to_string()))?;
+        self.credentials.refuse(handed.unanswered);
+        self.credentials
+            .open(handed.credentials, &self.config.policy)?;
         let ops = tokio::spawn(Arc::clone(&admin).accept(ops));
         rotation.map(|rotation| tokio::spawn(rotation.run()));
         serve_metrics(
@@ -48,8 +51,6 @@ impl Daemon {
             &mut bound,
         )
         .await?;
-        self.credentials
-            .open(handed.credentials, &self.config.policy)?;
         let mut signals = signals()?;
         self.manager.tell("READY=1");
         ready();

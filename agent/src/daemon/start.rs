@@ -129,7 +129,11 @@ impl Daemon {
             counts: crate::api::Counts::default(),
         });
         context.health.set_missing(missing);
-        let credentials = Credentials::new(Arc::clone(&context), config.agent.credentials_socket());
+        let credentials = Credentials::new(
+            Arc::clone(&context),
+            Arc::clone(&manager),
+            config.agent.credentials_socket(),
+        );
         Ok(Self {
             path: path.to_owned(),
             config,
@@ -137,8 +141,8 @@ impl Daemon {
             keeper,
             rotation: Some(rotation),
             granted,
-            manager,
             credentials,
+            manager,
             _state: state,
         })
     }

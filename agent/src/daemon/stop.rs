@@ -15,8 +15,7 @@ impl Daemon {
         let _ = self.keeper.send(Asked::Stop);
         self.context.cache.seal();
         self.context.audit.close();
-        self.credentials.remove();
-        for socket in bound {
+        for socket in bound.iter().chain(self.credentials.bound()) {
             // Someone else may have removed it.
             let _ = fs::remove_file(socket);
         }

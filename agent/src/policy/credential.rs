@@ -9,7 +9,7 @@ use keyhatch_protocol::{Action, Name};
 
 use super::compile::{At, BotInput};
 use super::{
-    Accounts, Bot, BotMatch, Changeable, Decision, Facts, Kind, Place, Policy, Reason, Report,
+    Accounts, BotMatch, Changeable, Decision, Facts, Kind, Pattern, Place, Policy, Reason, Report,
     Selectors, most_specific,
 };
 
@@ -100,14 +100,6 @@ impl Policy {
     }
 }
 
-impl Bot {
-    /// The ids of its credentials, in order.
-    pub fn credential_ids(&self) -> impl Iterator<Item = &str> {
-        let credentials = self.credentials.iter();
-        credentials.flat_map(|credentials| credentials.by_id.keys().map(String::as_str))
-    }
-}
-
 impl Changeable {
     /// What of a peer may change for whom systemd asks.
     #[must_use]
@@ -150,7 +142,10 @@ pub(super) fn check(bots: &[BotInput], report: &mut Report) {
                  name its unit"
             );
             report.error(place, text);
-        } else if let Some(first) = with_credentials[..index]
+        } else {
+            warn_of_length(bot, report);
+        }
+        if let Some(first) = with_credentials[..index]
             .iter()
             .find(|first| first.selectors.of_unit().ties_with(&unit))
         {
@@ -160,6 +155,23 @@ pub(super) fn check(bots: &[BotInput], report: &mut Report) {
                 first.name.value, first.name.place
             );
             report.error(place, text);
+        }
+    }
+}
+
+/// systemd's address has room for so many bytes of unit and id.
+const ROOM: usize = 83;
+
+fn warn_of_length(bot: &BotInput, report: &mut Report) {
+    let unit = bot.selectors.unit.as_ref().map_or("", Pattern::as_str);
+    for CredentialInput { id, place, .. } in &bot.credentials {
+        let length = unit.len() + id.len();
+        if length > ROOM {
+            let text = format!(
+                "credential {id:?} and unit {unit:?} have {length} bytes together, systemd asks for at most {ROOM}, \
+                 shorten one"
+            );
+            report.warning(place, text);
         }
     }
 }
@@ -195,7 +207,7 @@ pub(super) fn warn_of_refused(policy: &Policy, bots: &[BotInput], report: &mut R
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::policy::{BotId, Pattern, Rules};
+    use crate::policy::{BotId, Rules};
 
     fn bot(line: usize, name: &str, selectors: Selectors, ids: &[&str]) -> BotInput {
         let place = Place {

@@ -5,13 +5,17 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
+};
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
@@ -96,6 +100,15 @@ impl Manager {
         self.notify.is_some()
     }
 
+    /// Has the manager hold a connection for as long as its other end does, so that this process's death does not
+    /// end it; the next process of the service is handed it by that name (`FDSTORE=1`).
+    pub fn hold(&self, name: &str, connection: BorrowedFd<'_>) {
+        let Some(address) = &self.notify else { return };
+        if let Err(error) = send_descriptor(address, name, connection) {
+            tracing::warn!(%error, "the service manager could not be given a connection to hold");
+        }
+    }
+
     /// Whether it listens in the abstract namespace, to which a sandbox closes the way.
     #[must_use]
     pub fn is_abstract(&self) -> bool {
@@ -114,6 +127,31 @@ impl Manager {
             tracing::warn!(%error, "the service manager could not be told");
         }
     }
+}
+
+fn send_descriptor(
+    address: &SocketAddr,
+    name: &str,
+    descriptor: BorrowedFd<'_>,
+) -> nix::Result<()> {
+    let to = match (address.as_pathname(), address.as_abstract_name()) {
+        (Some(path), _) => UnixAddr::new(path)?,
+        (None, name) => UnixAddr::new_abstract(name.unwrap_or_default())?,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    let state = format!("FDSTORE=1\nFDNAME={name}");
+    let rights = [descriptor.as_raw_fd()];
+    let message = ControlMessage::ScmRights(&rights);
+    let text = [IoSlice::new(state.as_bytes())];
+    sendmsg(
+        socket.as_raw_fd(),
+        &text,
+        &[message],
+        MsgFlags::MSG_NOSIGNAL,
+        Some(&to),
+    )
+    .map(drop)
 }
 
 /// Whether the variable with a pid means this process; `absent` is the answer where there is none.

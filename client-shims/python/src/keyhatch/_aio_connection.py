@@ -24,15 +24,16 @@ class Connection:
     It belongs to no event loop: one that was kept serves the next loop as well.
     """
 
-    def __init__(self, address: Address, connected: socket.socket) -> None:
-        self._address, self._socket = address, connected
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._owner = os.getpid()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
     @classmethod
     async def open(cls, address: Address, patience: Patience) -> Connection:
         """Connects and checks who listens."""
         folder = address.folder()
-        connection = cls(address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        connection = cls(address)
         try:
             await connection._within(patience, connection._dial())
             address.check(folder, connection._socket)
@@ -71,6 +72,11 @@ class Connection:
     def close(self) -> None:
         """Closes it for this process; in a forked child the parent's stays open."""
         self._socket.close()
+
+    def __del__(self) -> None:
+        # Garbage that refers to itself is taken apart in any order: without this, Python may warn of the socket.
+        if hasattr(self, "_socket"):
+            self._socket.close()
 
     async def _dial(self) -> None:
         while True:

@@ -75,6 +75,11 @@ class Connection:
         """Closes it for this process; in a forked child the parent's stays open."""
         self._socket.close()
 
+    def __del__(self) -> None:
+        # Garbage that refers to itself is taken apart in any order: without this, Python may warn of the socket.
+        if hasattr(self, "_socket"):
+            self._socket.close()
+
     def _send(self, data: bytes, patience: Patience) -> None:
         self._socket.settimeout(_left(patience))
         # An agent that refuses a connection answers before it hangs up.
