@@ -94,8 +94,8 @@ fn zone(name: &str) -> Result<TimeZone, CalendarError> {
 fn weekdays(text: &str) -> Result<Field, CalendarError> {
     let day = |name: &str| {
         let name = name.to_ascii_lowercase();
-        let is = |day: &&str| **day == name || name.len() == 3 && day.starts_with(&name);
-        let found = WEEKDAYS.iter().position(|day| is(&day));
+        let is = |day: &str| day == name || name.len() == 3 && day.starts_with(&name);
+        let found = WEEKDAYS.iter().position(|day| is(day));
         found
             .and_then(|found| u16::try_from(found).ok())
             .ok_or_else(|| CalendarError::Part(text.to_owned()))

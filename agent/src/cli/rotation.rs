@@ -52,7 +52,7 @@ fn render(answer: &Json) -> String {
 }
 
 fn row(one: &Json) -> [String; 6] {
-    let text = |key: &str| safe(one[key].as_str().unwrap_or("-")).to_string();
+    let text = |key: &str| safe(one[key].as_str().unwrap_or("-"));
     let state = match (one["state"].as_str(), one["host"].as_str()) {
         (Some("elsewhere"), Some(host)) => format!("on host {}", safe(host)),
         (Some("in_grace"), _) => format!("in grace until {}", text("grace_until")),
