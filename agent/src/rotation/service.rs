@@ -20,7 +20,7 @@ use crate::audit::{Entry, Event, Log, Verdict, extra};
 use crate::cache::Cache;
 use crate::config::Rotation;
 use crate::exec::Runner;
-use crate::sources::engine::{Upstreams, saved_now};
+use crate::sources::engine::{Upstreams, Wanted, saved_now};
 use crate::sources::{Asked as KeeperAsked, Owners};
 use crate::store::snapshot::Saved;
 
@@ -277,8 +277,12 @@ impl Service {
         let state = self.states.entry(name.clone()).or_default();
         match current(&self.rooms.cache, name, &now) {
             Some((version, age)) => plan.timing.look(state, &version, age, &now),
-            // There is nothing to rotate, or what was is gone: the step that is under way will find out.
-            None if state.running.is_none() => return LOOK,
+            // There is nothing to rotate yet. An upstream may have it: what nobody read is not held.
+            None if state.running.is_none() => {
+                drop(self.rooms.upstreams.ask(name, Wanted::Current, None));
+                return LOOK / 6;
+            }
+            // The step that is under way will find out.
             None => {}
         }
         match plan.timing.todo(state, &now) {
