@@ -24,7 +24,7 @@ use toml::de::DeTable;
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
-pub use rotation::{Alphabet, Driver, Every, OnRotated, Program, Rotation, UnitAct, VaultDriver};
+pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};

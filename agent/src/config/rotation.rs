@@ -43,8 +43,6 @@ pub struct Rotation {
     pub driver: Driver,
     /// The only host that does it.
     pub host: Option<String>,
-    /// The unit that is told.
-    pub on_rotated: Option<OnRotated>,
 }
 
 /// How often, or when.
@@ -98,24 +96,6 @@ pub struct VaultDriver {
     pub alphabet: Alphabet,
     /// Where the server rotates by itself: the path that tells it to.
     pub path: Option<String>,
-}
-
-/// What happens to a unit when a secret of its is rotated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnRotated {
-    /// The unit.
-    pub unit: String,
-    /// What is done to it.
-    pub act: UnitAct,
-}
-
-/// What can be done to a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitAct {
-    /// `systemctl reload`
-    Reload,
-    /// `systemctl try-restart`
-    TryRestart,
 }
 
 impl Every {
@@ -191,16 +171,8 @@ fn read(
     depth: Depth,
     report: &mut Report,
 ) -> Option<Rotation> {
-    let known = [
-        "secret",
-        "every",
-        "jitter",
-        "grace",
-        "driver",
-        "host",
-        "on_rotated",
-    ];
-    section.check_keys(&known, &[], report);
+    let known = ["secret", "every", "jitter", "grace", "driver", "host"];
+    section.check_keys(&known, &["on_rotated"], report);
     let secret = section
         .required("secret", "\"app/session-key\"", report)
         .and_then(|value| value.string(report))
@@ -218,9 +190,6 @@ fn read(
     let host = section
         .string("host", report)
         .and_then(|text| read_host(&text, report));
-    let on_rotated = section
-        .get("on_rotated")
-        .and_then(|value| read_on_rotated(&value, report));
     let (secret, driver) = (secret?, driver?);
     check_source(&secret, &driver, sources, report);
     if matches!(driver, Driver::Exec(_)) && section.get("host").is_none() {
@@ -239,7 +208,6 @@ fn read(
         grace,
         driver,
         host,
-        on_rotated,
     })
 }
 
@@ -418,36 +386,6 @@ fn read_program(section: &Section<'_>, depth: Depth, report: &mut Report) -> Opt
         command,
         user,
         timeout,
-    })
-}
-
-fn read_on_rotated(value: &Value<'_>, report: &mut Report) -> Option<OnRotated> {
-    let section = value.section("`on_rotated`", report)?;
-    section.check_keys(&["unit", "do"], &[], report);
-    let unit = section
-        .required("unit", "\"bot.service\"", report)?
-        .string(report)?;
-    let word = section
-        .required("do", "\"reload\"", report)?
-        .string(report)?;
-    let acts = [
-        ("reload", UnitAct::Reload),
-        ("try-restart", UnitAct::TryRestart),
-    ];
-    let act = one_of(&word, "do", &acts, report)?;
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
-    let named = unit.value.strip_suffix(".service").unwrap_or_default();
-    if named.is_empty() || unit.value.len() > 255 || !unit.value.bytes().all(fits) {
-        let text = format!(
-            "`unit` is {:?}, it is the name of no service, write it as \"bot.service\"",
-            unit.value
-        );
-        report.error(&unit.place, text);
-        return None;
-    }
-    Some(OnRotated {
-        unit: unit.value.to_owned(),
-        act,
     })
 }
 

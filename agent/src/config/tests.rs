@@ -381,7 +381,6 @@ jitter = "1h"
 grace = "2d"
 driver = { kind = "exec", command = ["/opt/rotate-pg", "app"], user = "pg", timeout = "5s" }
 host = "db-1"
-on_rotated = { unit = "bot@1.service", do = "try-restart" }
 [[rotation]]
 secret = "app/pin"
 every = "20h"
@@ -406,11 +405,6 @@ driver = { kind = "vault", field = "password", length = 20 }
     };
     assert_eq!(exec.driver, Driver::Exec(program));
     assert_eq!(exec.host.as_deref(), Some("db-1"));
-    let on_rotated = OnRotated {
-        unit: "bot@1.service".into(),
-        act: UnitAct::TryRestart,
-    };
-    assert_eq!(exec.on_rotated, Some(on_rotated));
     let alphabet = Alphabet {
         characters: b"0123456789".to_vec(),
         length: 6,
