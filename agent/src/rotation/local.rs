@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::Outcome;
+use super::handle::{Plan, Rooms};
 use super::program;
-use super::service::{Plan, Rooms};
 use super::state::{Running, Step};
 use crate::config::{self, Driver};
 use crate::exec;

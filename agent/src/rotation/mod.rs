@@ -5,6 +5,7 @@
 //! on where a kill left it. A step may therefore be done twice, never left out. Bots read the old value until the last
 //! step is done.
 
+mod handle;
 mod local;
 mod program;
 pub mod schedule;
@@ -13,7 +14,8 @@ mod state;
 mod status;
 mod upstream;
 
-pub use service::{Rooms, Rotations, Service, Started};
+pub use handle::{Rooms, Rotations, Started};
+pub use service::Service;
 pub use state::Step;
 pub use status::Status;
 

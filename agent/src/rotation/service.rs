@@ -3,25 +3,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use keyhatch_protocol::Name;
 use serde_json::{Value as Json, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::handle::{Asked, Board, Plan, Rooms, Rotations, Started};
 use super::schedule::{self, Timing, Todo};
 use super::state::{Last, Memory, Running, State, Step};
-use super::{Outcome, Status, local, status, upstream};
-use crate::audit::{Entry, Event, Log, Verdict, extra};
+use super::{Outcome, local, status, upstream};
+use crate::audit::{Entry, Event, Verdict, extra};
 use crate::cache::Cache;
 use crate::config::Rotation;
-use crate::exec::Runner;
-use crate::sources::engine::{Upstreams, Wanted, saved_now};
-use crate::sources::{Asked as KeeperAsked, Owners};
+use crate::sources::engine::{Wanted, saved_now};
 use crate::store::snapshot::Saved;
 
 /// How often the clocks are looked at: a timer of the runtime stands still while the host sleeps, and knows nothing of
@@ -34,72 +32,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often what has passed is remembered even where nothing happens.
 const REMEMBER: Duration = Duration::from_secs(3600);
 
-/// What rotations need of the other rooms.
-pub struct Rooms {
-    /// What is served.
-    pub cache: Arc<Cache>,
-    /// The record of truth.
-    pub audit: Arc<Log>,
-    /// The only writer of stores.
-    pub keeper: std_mpsc::Sender<KeeperAsked>,
-    /// Whose a name is.
-    pub owners: Owners,
-    /// Sources that are asked over the network.
-    pub upstreams: Arc<Upstreams>,
-    /// Runs the operator's programs.
-    pub runner: Runner,
-    /// Makes the id of a rotation that nobody asked for.
-    pub ids: Box<dyn Fn() -> String + Send + Sync>,
-}
-
-/// One rotation, as this host does it.
-#[derive(Clone)]
-pub struct Plan {
-    /// As configured.
-    pub rotation: Rotation,
-    /// When.
-    pub timing: Timing,
-    /// Whether this host does it at all.
-    pub here: bool,
-}
-
-/// What came of asking for a rotation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Started {
-    /// It runs; the new version, where it is known by now.
-    Running(Option<String>),
-    /// One is running already.
-    Already,
-    /// The version before is still needed, for so long.
-    InGrace(Duration),
-    /// None is configured for this secret.
-    NotConfigured,
-    /// Another host does it.
-    Elsewhere(String),
-    /// The agent cannot begin one now: it is sealed, stopping, or cannot remember it.
-    Unavailable,
-}
-
-enum Asked {
-    Rotate(Name, String, oneshot::Sender<Started>),
-    Plans(Vec<Rotation>),
-    Stop(oneshot::Sender<()>),
-}
-
-/// The way to the rotations, for those who ask.
-pub struct Rotations {
-    asks: mpsc::UnboundedSender<Asked>,
-    board: Arc<Board>,
-}
-
-/// What others see without asking.
-#[derive(Default)]
-struct Board {
-    all: Mutex<Vec<Status>>,
-    done: AtomicU64,
-    failed: AtomicU64,
-}
-
 /// The loop, before it runs.
 pub struct Service {
     rooms: Arc<Rooms>,
@@ -111,56 +43,6 @@ pub struct Service {
     tasks: JoinSet<(Name, Outcome)>,
     busy: BTreeSet<Name>,
     remembered: Instant,
-}
-
-impl Rotations {
-    /// Asks for a rotation, with the id of the request.
-    pub async fn start(&self, name: &Name, request_id: &str) -> Started {
-        let (reply, answer) = oneshot::channel();
-        // Where the loop has ended, the answer never comes.
-        let _ = self
-            .asks
-            .send(Asked::Rotate(name.clone(), request_id.to_owned(), reply));
-        answer.await.unwrap_or(Started::Unavailable)
-    }
-
-    /// Takes the rotations of a configuration that was loaded anew.
-    pub fn set(&self, rotations: &[Rotation]) {
-        let _ = self.asks.send(Asked::Plans(rotations.to_vec()));
-    }
-
-    /// Remembers how far all have come, and ends.
-    pub async fn stop(&self) {
-        let (reply, done) = oneshot::channel();
-        let _ = self.asks.send(Asked::Stop(reply));
-        let _ = done.await;
-    }
-
-    /// Whether one is configured for this secret.
-    #[must_use]
-    pub fn has(&self, name: &Name) -> bool {
-        let all = self.board.all();
-        all.iter().any(|status| status.secret == name.as_str())
-    }
-
-    /// How all stand.
-    #[must_use]
-    pub fn all(&self) -> Vec<Status> {
-        self.board.all().clone()
-    }
-
-    /// How many have ended well, and how often a step has failed, since start.
-    #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (count(&self.board.done), count(&self.board.failed))
-    }
-}
-
-impl Board {
-    fn all(&self) -> std::sync::MutexGuard<'_, Vec<Status>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Service {
@@ -193,7 +75,7 @@ impl Service {
         };
         service.set_plans(rotations);
         service.publish();
-        Ok((Rotations { asks, board }, service))
+        Ok((Rotations::new(asks, board), service))
     }
 
     /// Runs until it is told to stop.

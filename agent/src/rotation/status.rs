@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use super::handle::Plan;
 use super::schedule::Timing;
-use super::service::Plan;
 use super::state::State;
 use crate::store::snapshot::Saved;
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Outcome;
-use super::service::{Plan, Rooms};
+use super::handle::{Plan, Rooms};
 use super::state::{Running, Step};
 use crate::config::Driver;
 use crate::sources::engine::Supply;
