@@ -45,7 +45,7 @@ const HEADERS: usize = 64;
 
 /// How long a drain waits: for answers that are being made, for peers that do not read theirs, and for those
 /// that have connected and not asked yet.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(super) const DRAIN: Duration = Duration::from_secs(5);
 const UNREAD: Duration = Duration::from_secs(1);
 const UNASKED: Duration = Duration::from_millis(50);
 
