@@ -20,6 +20,7 @@ pub mod metrics_server;
 mod native;
 mod reading;
 mod request;
+mod rotate;
 mod route;
 mod sealing;
 mod server;

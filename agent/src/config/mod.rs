@@ -10,6 +10,7 @@ mod dropin;
 mod held;
 mod host;
 mod inject;
+mod rotation;
 mod route;
 mod rules;
 mod section;
@@ -26,6 +27,7 @@ pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Inject, Part, Template};
+pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
 pub use route::{Route, RouteLimits};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
@@ -42,8 +44,10 @@ use section::{Section, Value, not_yet};
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
 /// The tables of this version, and those of later ones.
-const TABLES: [&str; 7] = ["agent", "audit", "bot", "dropin", "role", "route", "source"];
-const LATER_TABLES: [&str; 3] = ["detect", "honeytoken", "rotation"];
+const TABLES: [&str; 8] = [
+    "agent", "audit", "bot", "dropin", "role", "rotation", "route", "source",
+];
+const LATER_TABLES: [&str; 2] = ["detect", "honeytoken"];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct Config {
     pub dropin: Dropin,
     /// `[[route]]`.
     pub routes: Vec<Route>,
+    /// `[[rotation]]`.
+    pub rotations: Vec<Rotation>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -132,6 +138,7 @@ fn assemble(
         &mut report,
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
+    let rotations = rotation::read_all(&parts.rotations, &sources, depth, &mut report);
     let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
     let policy = read_policy(&parts, calls, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
@@ -152,6 +159,7 @@ fn assemble(
         audit,
         dropin,
         routes,
+        rotations,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -166,6 +174,7 @@ struct Parts<'a> {
     audit: Section<'a>,
     dropin: Section<'a>,
     sources: Vec<Section<'a>>,
+    rotations: Vec<Section<'a>>,
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
     routes: Vec<Section<'a>>,
@@ -178,6 +187,7 @@ impl<'a> Parts<'a> {
             audit: Section::new("[audit]"),
             dropin: Section::new("[dropin]"),
             sources: Vec::new(),
+            rotations: Vec::new(),
             bots: Vec::new(),
             roles: Vec::new(),
             routes: Vec::new(),
@@ -190,6 +200,7 @@ impl<'a> Parts<'a> {
             "audit" => drop(self.audit.add(value, report)),
             "dropin" => drop(self.dropin.add(value, report)),
             "source" => self.sources.extend(value.sections(report)),
+            "rotation" => self.rotations.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),
             "route" => self.routes.extend(value.sections(report)),

@@ -247,6 +247,16 @@ pub fn about(dropin: &Dropin, name: &Name, entry: &Entry, versions: &str) -> Jso
     })
 }
 
+/// What is said of a secret whose rotation has begun; `version` is the one to come, where it is known.
+pub fn rotating(dropin: &Dropin, name: &Name, version: Option<&str>) -> Json {
+    let own = aws_names::own(dropin, name).unwrap_or_default();
+    let mut about = json!({ "ARN": Arn(own).to_string(), "Name": own });
+    if let Some(version) = version {
+        about["VersionId"] = version_id(version).into();
+    }
+    about
+}
+
 fn name_request(answer: &mut Answer, id: &RequestId) {
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         answer.headers_mut().insert(REQUEST_ID, id);
