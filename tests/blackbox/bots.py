@@ -99,9 +99,11 @@ def events_of(response):
             yield kind, json.loads(value)
 
 
-def dial(path, timeout=20):
+def dial(path, timeout=20, address=None):
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout)
+    if address is not None:
+        sock.bind(address.encode())
     sock.connect(str(path))
     return sock
 
@@ -166,9 +168,9 @@ class Bot:
 
 # What a bot does.
 
-def connect(path):
+def connect(path, address=None):
     """Connects as whoever this process is now. The descriptor goes to the test along with the answer."""
-    sock = dial(path)
+    sock = dial(path, address=address)
     KEPT.append(sock)
     return {"fd": sock.fileno()}
 
@@ -316,6 +318,9 @@ def cgroups(*paths):
         yield move
     finally:
         for folder in reversed(made):
+            # What a container made below goes, too.
+            for below in sorted(folder.rglob("*/"), reverse=True):
+                below.rmdir()
             for pid in (folder / "cgroup.procs").read_text().split():
                 with contextlib.suppress(OSError):
                     move(pid, "/")

@@ -123,6 +123,14 @@ roles = ["reader"]
 grants = [{ secrets = ["app/**"] }]
 """
 
+    # With it the daemon sees which programs its peers run: that, and Landlock, exclude each other.
+    SEES_PROGRAMS = """
+[[bot]]
+name = "by-program"
+match = { uid = 20009, exe = "/usr/bin/sleep" }
+roles = ["reader"]
+"""
+
     def __init__(
         self, policy=POLICY, audit="journald = false", agent="", secrets=None, user=0, start=True, env=None,
         popen=None, sources="",

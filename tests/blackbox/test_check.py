@@ -102,8 +102,7 @@ def test_it_is_refused_with_file_and_line(host, what):
 
 
 @pytest.mark.parametrize("section", [
-    "[[route]]", "[[rotation]]", "[[honeytoken]]", "[detect]", POLICY + 'deny = [{ routes = ["x"] }]',
-    POLICY.replace("roles", "credentials = {}\nroles"),
+    "[[route]]\napprove = [\"GET /x\"]", "[[rotation]]", "[[honeytoken]]", "[detect]",
 ])
 def test_what_comes_with_a_later_version_is_refused_and_not_ignored(host, section):
     host.write_policy(section + "\n")

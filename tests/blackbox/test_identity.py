@@ -288,6 +288,36 @@ def test_a_unit_is_what_the_system_manager_named_and_only_while_the_bot_is_in_it
         assert ask(fresh, "/v1/whoami").json()["bot"] == "bot-1"
 
 
+@contextlib.contextmanager
+def run_of(unit, id):
+    """What the system manager leaves for as long as a unit runs."""
+    link = Path(f"/run/systemd/units/invocation:{unit}")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(id)
+    try:
+        yield
+    finally:
+        link.unlink()
+
+
+def test_the_record_names_the_run_of_the_unit_where_the_system_manager_tells(agent):
+    id = "0123456789abcdef0123456789abcdef"
+    run = lambda: agent.records(event="secret.read")[-1]["peer"]["invocation_id"]
+    with cgroups(UNIT, DELEGATED) as move, Bot(agent, ALICE) as alice:
+        for at, unit, told, want in (
+            (UNIT, "kh-test.service", id, id), (UNIT, "kh-test.service", "/etc/passwd", None), (UNIT, "other.service", id, None),
+            ("/", "kh-test.service", id, None), (DELEGATED, "kh-test.service", id, None), (DELEGATED, "user@20001.service", id, id),
+        ):
+            move(alice.pid, at)
+            with run_of(unit, told):
+                connection = alice.connect()
+                granted(ask(connection, KEY))
+                assert run() == want, (at, unit)
+            # It stays that of who connected.
+            granted(ask(connection, KEY))
+            assert run() == want
+
+
 def test_a_delegated_cgroup_named_after_a_unit_is_not_that_unit():
     with Agent(policy('unit = "kh-test.service"')) as agent, cgroups(UNIT, DELEGATED, CONTAINER, INSIDE) as move:
         with Bot(agent, ALICE) as alice:

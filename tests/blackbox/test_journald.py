@@ -80,6 +80,8 @@ class Journal:
             made.close()
 
     def start(self):
+        if self.sockets:
+            self.tell_the_run()
         numbers = [made.fileno() for made in self.sockets]
         moved = " ".join(f"{at}<&{number}" for at, number in enumerate(numbers, 3))
         given = f"LISTEN_PID=$$ LISTEN_FDS={len(numbers)}" if numbers else ""
@@ -89,6 +91,14 @@ class Journal:
         )
         eventually(lambda: list(Path("/run/log/journal").rglob("system.journal")))
         return self
+
+    def tell_the_run(self):
+        """systemd keeps a link to the id of each unit's present run."""
+        units = Path("/run/systemd/units")
+        units.mkdir(exist_ok=True)
+        link = units / "invocation:systemd-journald.service"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.urandom(16).hex())
 
     def send(self, number):
         self.process.send_signal(number)
@@ -135,12 +145,12 @@ def caught_up(agent, seconds=30):
     eventually(lambda: agent.status()["audit"]["journald_behind"] == 0, seconds)
 
 
-def told_all(agent, journal, in_hand=0):
-    """Every record of the log is in the journal, each at least once; but for what a killed journald had in hand."""
+def told_all(agent, journal):
+    """Every record of the log is in the journal, each at least once."""
     want = {r["seq"] for r in raw_records(agent.audit_dir)}
     missing = lambda: want - journal.numbers()
     try:
-        eventually(lambda: len(missing()) <= in_hand, 20, pause=0.2)
+        eventually(lambda: not missing(), 20, pause=0.2)
     except AssertionError:
         lost = sorted(missing())
         raise AssertionError(f"{len(lost)} of {len(want)} records are missing, {lost[0]} to {lost[-1]}") from None
@@ -188,7 +198,7 @@ def check_fields(entry, record, ids):
             want[f"KEYHATCH_{key.upper()}"] = value
     got = {key: value for key, value in entry.items() if key in want or key.startswith("KEYHATCH_")}
     for key, value in want.items():
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, bool)):
             assert json.loads(got[key]) == value
         else:
             assert got[key] == str(value), key
@@ -242,9 +252,7 @@ def test_nothing_is_lost_while_journald_is_away_under_load(how, held):
             eventually(lambda: load.count(VALUES) > values + 300)
         caught_up(agent)
         agent.stop()
-        # A kill takes the one record that journald had read and not written; where the socket outlives it, nothing
-        # tells the agent. It is in the segments.
-        told_all(agent, journal, in_hand=1 if held and "killed" in how else 0)
+        told_all(agent, journal)
 
 
 def test_a_daemon_killed_while_journald_is_away_goes_on_where_the_journal_is(journal):
@@ -318,7 +326,7 @@ def test_equal_reads_are_told_together_only_past_ten_thousand_and_each_is_counte
 
 
 def test_a_programs_path_forges_no_field_of_the_journal(journal):
-    with Agent(audit=FED) as agent:
+    with Agent(Agent.POLICY + Agent.SEES_PROGRAMS, audit=FED) as agent:
         path = nasty_read(agent)
         caught_up(agent)
         (entry,) = eventually(lambda: journal.entries(KEYHATCH_EVENT="secret.read"))

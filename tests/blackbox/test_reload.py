@@ -103,7 +103,7 @@ def test_who_reloaded_is_on_record(agent):
     assert len(records) == 2
     for record in records:
         assert record["surface"] == "admin" and record["peer"]["uid"] == 0 and record["peer"]["pid"] > 0
-        assert record["peer"]["exe"].endswith("/keyhatchd")
+        assert record["peer"]["exe"] is None, "under Landlock the kernel shows nobody's program"
     order = [r["event"] for r in agent.records() if r["event"] in ("admin.reloaded", "policy.loaded", "policy.rejected")]
     assert order == ["policy.loaded", "admin.reloaded", "policy.loaded", "admin.reloaded", "policy.rejected"]
 

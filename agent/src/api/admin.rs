@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,7 +27,8 @@ use tokio::time::timeout;
 use super::answer::{self, Answer};
 use super::context::Context;
 use super::id::RequestId;
-use super::server::Server;
+use super::sealing::SealMark;
+use super::server::{DRAIN, Server};
 use super::{metrics, store_verbs};
 use crate::audit::{Entry, Event, Facts, Verdict, Who};
 use crate::config::Admin;
@@ -39,9 +41,6 @@ const LARGEST_BODY: usize = 256 << 20;
 
 /// How long a request may take to arrive whole.
 const BODY_TIME: Duration = Duration::from_secs(30);
-
-/// How long the last answers that hold a value may take to end when the agent is sealed.
-const WIPE_TIME: Duration = Duration::from_secs(1);
 
 /// Asks the daemon to read its configuration anew; the answer is what was refused.
 pub type Reload = oneshot::Sender<Result<(), Vec<String>>>;
@@ -60,6 +59,12 @@ pub struct AdminServer {
     pub admins: ArcSwap<Vec<Admin>>,
     /// What `status` says about the daemon itself.
     pub about: Json,
+    /// What makes a seal survive a restart.
+    pub mark: SealMark,
+    /// Held by who seals or unseals, so that the mark says what was done last.
+    pub sealing: tokio::sync::Mutex<()>,
+    /// Requests that are being answered.
+    pub busy: AtomicU32,
 }
 
 /// A request that was allowed, and who made it.
@@ -67,6 +72,22 @@ pub struct Operator {
     /// For the record of a store.
     pub actor: Actor,
     who: Arc<Who>,
+}
+
+/// A request that is being answered; also where its peer goes before the end.
+struct Busy<'a>(&'a AtomicU32);
+
+impl<'a> Busy<'a> {
+    fn count(busy: &'a AtomicU32) -> Self {
+        busy.fetch_add(1, Relaxed);
+        Self(busy)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl AdminServer {
@@ -83,6 +104,17 @@ impl AdminServer {
                 }
             }
         }
+    }
+
+    /// Returns once every request is answered or time is up. Whoever accepts must have stopped.
+    pub async fn drain(&self) {
+        let answered = async {
+            while self.busy.load(Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // One that has not come in whole by then has changed nothing.
+        let _ = timeout(DRAIN, answered).await;
     }
 
     /// Others than root and the daemon's user are counted with their connections to the bots' socket, so that
@@ -111,6 +143,7 @@ impl AdminServer {
             let (admin, operator, peer) =
                 (Arc::clone(&self), Arc::clone(&operator), Arc::clone(&peer));
             async move {
+                let _busy = Busy::count(&admin.busy);
                 let id = admin.context.ids.next();
                 let allowed = allowed && !peer.has_exited();
                 Ok::<Answer, Infallible>(admin.answer(&operator, allowed, id, request).await)
@@ -256,42 +289,6 @@ impl AdminServer {
         }
     }
 
-    async fn seal(&self) -> Answer {
-        let (reply, done) = oneshot::channel();
-        self.ask(Asked::Seal(reply));
-        let _ = done.await;
-        self.context.upstreams.seal().await;
-        // Answers that wait for their reader still hold a value: end them, then it is wiped.
-        self.server.close_writers();
-        let arena = self.context.cache.arena();
-        let wiped = async {
-            while arena.used() > 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                self.server.close_writers();
-            }
-        };
-        let _ = timeout(WIPE_TIME, wiped).await;
-        // The panic button has done its work, recorded or not.
-        let _ = self.context.audit.keep(&Entry::of(Event::AgentSealed));
-        answer::document(
-            StatusCode::OK,
-            &json!({ "sealed": true, "secret_memory_used": arena.used() }),
-        )
-    }
-
-    async fn unseal(&self) -> Answer {
-        let (reply, done) = oneshot::channel();
-        self.ask(Asked::Unseal(reply));
-        let _ = done.await;
-        self.context.upstreams.unseal().await;
-        let _ = self.context.audit.keep(&Entry::of(Event::AgentUnsealed));
-        let reasons = self.context.status().reasons;
-        answer::document(
-            StatusCode::OK,
-            &json!({ "sealed": false, "reasons": reasons }),
-        )
-    }
-
     async fn store(
         &self,
         operator: &Operator,
@@ -330,7 +327,7 @@ impl AdminServer {
         }
     }
 
-    fn ask(&self, asked: Asked) {
+    pub(super) fn ask(&self, asked: Asked) {
         // Where the keeper has ended, the reply's other end is dropped and the asker learns of it.
         let _ = self
             .keeper
@@ -358,6 +355,7 @@ fn operator(peer: &Peer) -> Operator {
         gid: peer.gid(),
         exe: peer.exe().map(|exe| exe.as_os_str().as_bytes()),
         unit: peer.unit(),
+        invocation_id: peer.invocation_id(),
         ..Facts::default()
     };
     let actor = Actor {

@@ -1,21 +1,21 @@
 //! One peer's connection: who it is, and the one way from what it asks to a kept decision.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keyhatch_protocol::{Action, Code, Name};
 
+use super::bind::{Door, bind};
 use super::context::Context;
 use super::id::RequestId;
 use super::io::Stall;
 use super::limits::Connected;
 use super::surface::Surface;
-use crate::audit::{Entry, Event, Facts as RecordFacts, Phrase, Receipt, Verdict, Who, extra};
+use crate::audit::{Entry, Event, Phrase, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
 use crate::identity::{Peer, Standing};
-use crate::policy::{BotMatch, Changeable, Decision, Facts, Policy, Reason, Refusal};
+use crate::policy::{BotMatch, Changeable, Decision, Policy, Reason, Refusal};
 use crate::sources::engine::Supply;
 
 /// A bot's connection. Only an accepted socket makes one, and a handler cannot be called without.
@@ -24,6 +24,7 @@ pub struct Connection {
     pub(super) peer: Arc<Peer>,
     pub(super) stall: Arc<Stall>,
     pub(super) limits: Connected,
+    door: Door,
     bound: Mutex<Arc<Bound>>,
 }
 
@@ -31,15 +32,15 @@ pub struct Connection {
 pub struct Bound {
     pub(super) policy: Arc<Policy>,
     pub(super) found: BotMatch,
-    changeable: Changeable,
-    who: Who,
+    pub(super) changeable: Changeable,
+    pub(super) who: Who,
     /// For the record of a peer that matches no bot: the nearest one and what differs.
-    nearest: Option<String>,
-    memo: Mutex<Vec<Memo>>,
+    pub(super) nearest: Option<String>,
+    pub(super) memo: Mutex<Vec<Memo>>,
 }
 
 /// A decision made before on this connection, under this policy.
-struct Memo {
+pub(super) struct Memo {
     action: Action,
     name: Name,
     decision: Decision,
@@ -73,7 +74,7 @@ pub struct Wish<'a> {
     /// What the upstream said, where it was asked because there is no such version.
     pub supply: Option<Supply>,
     /// More members of the record.
-    pub extra: Option<&'static str>,
+    pub extra: Option<&'a str>,
 }
 
 impl Connection {
@@ -83,13 +84,15 @@ impl Connection {
         peer: Arc<Peer>,
         stall: Arc<Stall>,
         limits: Connected,
+        door: Door,
     ) -> Self {
-        let bound = Mutex::new(Arc::new(bind(&context, &peer, &limits).await));
+        let bound = Mutex::new(Arc::new(bind(&context, &peer, &limits, &door).await));
         Self {
             context,
             peer,
             stall,
             limits,
+            door,
             bound,
         }
     }
@@ -105,7 +108,7 @@ impl Connection {
         if let Some(bound) = self.bound_now() {
             return bound;
         }
-        let fresh = Arc::new(bind(&self.context, &self.peer, &self.limits).await);
+        let fresh = Arc::new(bind(&self.context, &self.peer, &self.limits, &self.door).await);
         *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
         fresh
     }
@@ -167,6 +170,24 @@ impl Connection {
         let _ = self.context.audit.keep(&entry);
     }
 
+    /// Records what was refused before it came to a secret.
+    pub fn refuse(&self, bound: &Bound, id: &RequestId, decision: Decision, extra: &str) {
+        let decision = self.standing(bound).map_or(decision, Decision::refused);
+        let extra = with_nearest(bound, decision.reason(), Some(extra));
+        let entry = Entry {
+            decision: Verdict::Deny,
+            reason: Some(decision.reason().as_str()),
+            who: Some(&bound.who),
+            surface: Surface::Credential.as_str(),
+            request_id: Some(id.as_str()),
+            extra: extra.as_deref(),
+            ..Entry::of(Event::SecretRead)
+        };
+        self.count(false);
+        // It is refused either way.
+        let _ = self.context.audit.keep(&entry);
+    }
+
     /// Whether what was allowed before still is: the same process, and a policy that allows it.
     pub fn may_still(&self, bound: &Bound, action: Action, name: &Name) -> bool {
         self.standing(bound).is_none() && bound.decide(action, name).allowed()
@@ -188,7 +209,7 @@ impl Connection {
             (None, BotMatch::Bot(_)) => Reason::Granted,
         };
         let granted = reason == Reason::Granted;
-        let nearest = nearest(bound, reason);
+        let nearest = with_nearest(bound, reason, None);
         let entry = Entry {
             decision: if granted {
                 Verdict::Allow
@@ -235,8 +256,10 @@ impl Connection {
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
-    fn standing(&self, bound: &Bound) -> Option<Refusal> {
-        if self.stall.may_miss_exit() && self.peer.has_exited() {
+    pub(super) fn standing(&self, bound: &Bound) -> Option<Refusal> {
+        // Nobody watches for the exit of who comes by the other door.
+        let untold = self.stall.may_miss_exit() || matches!(self.door, Door::Credentials(_));
+        if untold && self.peer.has_exited() {
             return Some(Refusal::PeerGone);
         }
         let looked_at = bound.changeable;
@@ -258,7 +281,7 @@ impl Connection {
         decision: &Decision,
     ) -> Result<Receipt, Code> {
         let allowed = decision.allowed();
-        let nearest = nearest(bound, decision.reason());
+        let extra = with_nearest(bound, decision.reason(), wish.extra);
         let entry = Entry {
             event: wish.event,
             decision: if allowed {
@@ -273,7 +296,7 @@ impl Connection {
             who: Some(&bound.who),
             surface: wish.surface.as_str(),
             request_id: Some(id.as_str()),
-            extra: nearest.as_deref().or(wish.extra),
+            extra: extra.as_deref(),
         };
         self.count(allowed);
         let kept = self
@@ -287,7 +310,7 @@ impl Connection {
         Ok(kept)
     }
 
-    fn count(&self, allowed: bool) {
+    pub(super) fn count(&self, allowed: bool) {
         let counts = &self.context.counts;
         (if allowed {
             &counts.allowed
@@ -359,89 +382,23 @@ impl Bound {
     }
 }
 
-/// Finds the bot that a peer is under the running policy.
-async fn bind(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected) -> Bound {
-    let policy = context.policy.load_full();
-    let accounts = context.lookup.accounts(&policy).await;
-    let facts = facts(context, peer, limits, &policy).await;
-    let found = policy.match_bot(&facts, &accounts);
-    let bot = match &found {
-        BotMatch::Bot(id) => policy.bot(*id),
-        _ => None,
+/// More members of a record, with what that of a peer without a bot says about the nearest one.
+pub(super) fn with_nearest<'a>(
+    bound: &Bound,
+    reason: Reason,
+    more: Option<&'a str>,
+) -> Option<Cow<'a, str>> {
+    let Some(nearest) = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot) else {
+        return more.map(Cow::Borrowed);
     };
-    let roles: Vec<&str> = bot
-        .map(|bot| bot.roles.iter().map(|role| &**role).collect())
-        .unwrap_or_default();
-    let who = Who::new(&RecordFacts {
-        bot: bot.map(|bot| &*bot.name),
-        roles: &roles,
-        pid: Some(peer.pid()),
-        uid: peer.uid(),
-        gid: peer.gid(),
-        exe: peer.exe().map(|exe| exe.as_bytes()),
-        unit: peer.unit(),
-        invocation_id: None,
-    });
-    let changeable = match &found {
-        BotMatch::Bot(id) => policy.changeable(*id),
-        _ => Changeable::default(),
-    };
-    let nearest = match &found {
-        BotMatch::NoBot { nearest } => nearest.clone(),
-        _ => None,
-    };
-    Bound {
-        policy,
-        found,
-        changeable,
-        who,
-        nearest,
-        memo: Mutex::default(),
-    }
+    let nearest = extra(&[("nearest", nearest.as_str().into())]);
+    Some(Cow::Owned(match more {
+        Some(more) => format!("{nearest},{more}"),
+        None => nearest,
+    }))
 }
 
-/// What the kernel says of the peer, in the policy's words.
-async fn facts(
-    context: &Arc<Context>,
-    peer: &Arc<Peer>,
-    limits: &Connected,
-    policy: &Arc<Policy>,
-) -> Facts {
-    let mut facts = peer.facts();
-    let paths: Vec<PathBuf> = policy.exe_paths().into_iter().map(Path::to_owned).collect();
-    let wants_hash = policy.needs_exe_sha256();
-    let Some(image) = peer.image().filter(|_| !paths.is_empty() || wants_hash) else {
-        return facts;
-    };
-    let at_once = context.images.proven_at_once(image, &paths);
-    let hash = context.images.known_content(image);
-    if let Some(proven) = at_once.filter(|_| !wants_hash || hash.is_some()) {
-        facts.exe = proven;
-        facts.exe_sha256 = hash;
-        return facts;
-    }
-    // Files have to be read and hashed, so off the request loop.
-    let _turn = limits.turn_to_read().await;
-    let (context, peer) = (Arc::clone(context), Arc::clone(peer));
-    let read = tokio::task::spawn_blocking(move || {
-        let (proc_dir, image) = (peer.proc_dir()?, peer.image()?);
-        let proven = context.images.proven(proc_dir, image, &paths);
-        Some((proven, context.images.running_content(proc_dir, image)))
-    });
-    if let Ok(Some((proven, hash))) = read.await {
-        facts.exe = proven;
-        facts.exe_sha256 = hash;
-    }
-    facts
-}
-
-/// What the record of a peer without a bot says about the nearest one.
-fn nearest(bound: &Bound, reason: Reason) -> Option<String> {
-    let nearest = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot)?;
-    Some(extra(&[("nearest", nearest.as_str().into())]))
-}
-
-fn code_of(reason: Reason) -> Code {
+pub(super) fn code_of(reason: Reason) -> Code {
     match reason {
         Reason::NotFound => Code::NotFound,
         Reason::Quarantined => Code::Quarantined,

@@ -12,9 +12,11 @@ use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
 use crate::config::{Dropin, Stamps};
+use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
+use crate::routes::Routes;
 use crate::sources::engine::{Supply, Upstreams};
 use crate::sources::{Owners, States};
 
@@ -36,8 +38,12 @@ pub struct Context {
     pub upstreams: Upstreams,
     /// The record of truth.
     pub audit: Arc<Log>,
+    /// Upstreams that secrets are used at. A reload swaps them together with the policy.
+    pub routes: ArcSwap<Routes>,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
+    /// Runs the programs that the configuration names.
+    pub runner: Runner,
     /// Names to ids.
     pub lookup: Lookup,
     /// Programs that bots are selected by.

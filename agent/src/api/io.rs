@@ -35,9 +35,13 @@ impl Seconds {
 #[derive(Default)]
 pub struct Stall {
     head: AtomicU32,
+    /// Some request's head has come in whole.
+    asked: AtomicBool,
     /// What comes in while an answer is made is a body, which has its own time, or the next request.
     answering: AtomicBool,
     write: AtomicU32,
+    /// Requests whose bodies stream: their pauses are the upstream's.
+    using: AtomicU32,
     /// The last read took what was there already, so that the kernel was not asked for events before it.
     at_once: AtomicBool,
 }
@@ -46,6 +50,12 @@ impl Stall {
     /// A request's head has come in whole.
     pub fn head_is_whole(&self) {
         self.head.store(0, Relaxed);
+        self.asked.store(true, Relaxed);
+    }
+
+    /// Whether a head is coming in, or the first one is awaited.
+    pub fn is_asking(&self) -> bool {
+        self.head.load(Relaxed) != 0 || !self.asked.load(Relaxed)
     }
 
     /// The handler of a request waits: for its body, or for a change.
@@ -58,9 +68,19 @@ impl Stall {
         self.answering.store(false, Relaxed);
     }
 
+    /// Whether the handler of a request has no answer yet.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Relaxed)
+    }
+
     /// Whether the peer may have exited before its request came, and the news of it still waits.
     pub fn may_miss_exit(&self) -> bool {
         self.at_once.load(Relaxed)
+    }
+
+    /// Whether a route is used on it.
+    pub fn is_using(&self) -> bool {
+        self.using.load(Relaxed) != 0
     }
 
     /// Whether an answer waits for the peer to read.
@@ -81,6 +101,23 @@ impl Stall {
         if since.load(Relaxed) == 0 {
             since.store(clock.now().max(1), Relaxed);
         }
+    }
+}
+
+/// Marks a connection as one on which a route is used, until it is dropped.
+pub struct Using(Arc<Stall>);
+
+impl Using {
+    /// Marks it.
+    pub fn of(stall: &Arc<Stall>) -> Self {
+        stall.using.fetch_add(1, Relaxed);
+        Self(Arc::clone(stall))
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.using.fetch_sub(1, Relaxed);
     }
 }
 
@@ -130,7 +167,7 @@ impl Read for Io {
         let waited = std::mem::replace(&mut self.waited, read.is_pending());
         ready!(read)?;
         self.stall.at_once.store(!waited, Relaxed);
-        if !self.stall.answering.load(Relaxed) {
+        if !self.stall.answering.load(Relaxed) && !self.stall.is_using() {
             Stall::begin(&self.stall.head, &self.clock);
         }
         Poll::Ready(Ok(()))

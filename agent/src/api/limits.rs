@@ -79,27 +79,27 @@ impl Limits {
     /// Counts a new connection; `None` where its uid or the agent has too many.
     pub fn connect(self: &Arc<Self>, uid: u32) -> Option<Connected> {
         let mut users = self.users();
-        let user = users.entry(uid).or_insert_with(|| {
-            Arc::new(User {
-                uid,
-                connections: AtomicU32::new(0),
-                watches: AtomicU32::new(0),
-                window: AtomicU64::new(0),
-                requests: AtomicU32::new(0),
-                reading: tokio::sync::Mutex::new(()),
-            })
-        });
+        let user = users.entry(uid).or_insert_with(|| User::new(uid));
         if user.connections.load(Relaxed) >= self.a_uid || self.total.load(Relaxed) >= self.in_all {
             return None;
         }
+        Some(self.count(user))
+    }
+
+    /// Counts a new connection of who is never turned away.
+    pub fn connect_always(self: &Arc<Self>, uid: u32) -> Connected {
+        let mut users = self.users();
+        self.count(users.entry(uid).or_insert_with(|| User::new(uid)))
+    }
+
+    fn count(self: &Arc<Self>, user: &Arc<User>) -> Connected {
         user.connections.fetch_add(1, Relaxed);
         self.total.fetch_add(1, Relaxed);
-        let user = Arc::clone(user);
-        Some(Connected {
+        Connected {
             limits: Arc::clone(self),
-            user,
+            user: Arc::clone(user),
             waits: Arc::default(),
-        })
+        }
     }
 
     /// How many connections are open.
@@ -130,6 +130,19 @@ impl Limits {
         user.window.store(window, Relaxed);
         user.requests.store(requests + 1, Relaxed);
         requests < REQUESTS_A_WINDOW || now >= self.contended_until.load(Relaxed)
+    }
+}
+
+impl User {
+    fn new(uid: u32) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            connections: AtomicU32::new(0),
+            watches: AtomicU32::new(0),
+            window: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            reading: tokio::sync::Mutex::new(()),
+        })
     }
 }
 

@@ -1,13 +1,15 @@
-//! HTTP on the agent's sockets: routing, answers, limits.
+//! The agent's sockets: routing, answers, limits. HTTP on all but that of the credentials.
 //!
 //! Every request of a bot takes one way: a [`Connection`] that only the kernel's word made, a parsed
 //! request, a decision, a kept record, a lease.
 
 pub mod admin;
 mod answer;
+mod bind;
 mod body;
 mod connection;
 mod context;
+pub mod credentials;
 mod dropin;
 mod id;
 mod incoming;
@@ -19,14 +21,17 @@ mod native;
 mod reading;
 mod request;
 mod route;
+mod sealing;
 mod server;
 mod store_verbs;
 mod supply;
 mod surface;
+mod using;
 mod watch;
 
 pub use connection::Connection;
 pub use context::{Context, Counts, Health};
 pub use dropin::Numbers;
 pub use id::{RequestId, RequestIds};
+pub use sealing::SealMark;
 pub use server::{Server, ServerError};

@@ -330,7 +330,7 @@ fn batch_reply(
                 match answer.into_body() {
                     Body::One(piece) => pieces.extend(piece),
                     Body::Pieces(more) => pieces.extend(more),
-                    Body::Watch(_) => {}
+                    Body::Watch(_) | Body::Passing(_) => {}
                 }
             }
             Err(code) => errors.push(BatchError {

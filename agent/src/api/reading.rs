@@ -27,7 +27,7 @@ pub struct Reading<'a> {
     /// The version that the peer has.
     pub known: Option<&'a str>,
     /// More members of the record.
-    pub extra: Option<&'static str>,
+    pub extra: Option<&'a str>,
 }
 
 impl<'a> Reading<'a> {
@@ -75,7 +75,12 @@ pub fn read(
     let supply = reading
         .supply
         .or_else(|| (held.is_some() && entry.is_none()).then_some(Supply::Unavailable));
-    let version = entry.and_then(|entry| pick(connection, entry, &ask.which));
+    let version = entry
+        .and_then(|entry| pick(connection, entry, &ask.which))
+        .filter(|version| {
+            let field = ask.field.as_deref();
+            field.is_none_or(|field| version.has_field(field))
+        });
     let same = version.is_some_and(|version| Some(&**version.id()) == reading.known);
     let wish = Wish {
         surface: reading.surface,

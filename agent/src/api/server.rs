@@ -14,15 +14,19 @@ use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use keyhatch_protocol::{Code, Problem};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::sleep;
 
 use super::answer::Answer;
+use super::bind::Door;
 use super::connection::Connection;
 use super::context::Context;
 use super::id::RequestId;
@@ -39,8 +43,11 @@ const WRITE_SECONDS: u32 = 30;
 const HEAD_BYTES: usize = 16 * 1024;
 const HEADERS: usize = 64;
 
-/// How long a drain waits for answers that are under way.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long a drain waits: for answers that are being made, for peers that do not read theirs, and for those
+/// that have connected and not asked yet.
+pub(super) const DRAIN: Duration = Duration::from_secs(5);
+const UNREAD: Duration = Duration::from_secs(1);
+const UNASKED: Duration = Duration::from_millis(50);
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +73,23 @@ struct Open {
     waits: Arc<AtomicU32>,
 }
 
+impl Open {
+    /// Whether a request is on its way or being answered, `after` so long a drain.
+    fn is_under_way(&self, after: Duration) -> bool {
+        self.waits.load(Relaxed) > 0
+            || self.stall.is_answering()
+            || self.stall.is_using()
+            || after < UNREAD && self.stall.is_writing()
+            || after < UNASKED && (self.stall.is_asking() || has_more(&self.socket))
+    }
+}
+
+/// Whether a request has come in that was not looked at yet.
+fn has_more(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+}
+
 impl Server {
     /// A server without a socket yet. Must be made inside the runtime.
     pub fn new(context: Arc<Context>) -> Result<Arc<Self>, ServerError> {
@@ -80,16 +104,24 @@ impl Server {
         }))
     }
 
-    /// Accepts until the process ends.
-    pub async fn accept(self: Arc<Self>, listener: UnixListener) {
+    /// Accepts until it is dropped. Each of `rings` is answered by `beat`: this loop lives.
+    pub async fn accept(
+        self: Arc<Self>,
+        listener: UnixListener,
+        mut rings: Receiver<()>,
+        mut beat: impl FnMut(),
+    ) {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => self.welcome(stream),
-                Err(error) => {
-                    // Out of descriptors or memory: give the others time to end.
-                    tracing::warn!(%error, "a connection was not accepted");
-                    sleep(Duration::from_millis(50)).await;
-                }
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.welcome(stream),
+                    Err(error) => {
+                        // Out of descriptors or memory: give the others time to end.
+                        tracing::warn!(%error, "a connection was not accepted");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(()) = rings.recv() => beat(),
             }
         }
     }
@@ -137,25 +169,23 @@ impl Server {
         }
     }
 
-    /// Ends the connections whose answers still hold a value.
+    /// Ends the connections whose answers still hold a value, or on which one is used.
     pub fn close_writers(&self) {
-        self.close_where(|open| open.stall.is_writing());
+        self.close_where(|open| open.stall.is_writing() || open.stall.is_using());
     }
 
-    /// Lets answers under way finish and ends all else; returns when nothing is open or time is up.
+    /// Lets requests under way finish and ends all else; returns when nothing is open or time is up.
+    /// Whoever accepts must have stopped.
     pub async fn drain(&self) {
         self.context.health.draining.store(true, Relaxed);
+        // What waits for a change answers at once.
         self.context.cache.wake();
-        let all_ended = async {
-            while !self.open().is_empty() {
-                // What waits was woken, and answers first.
-                self.close_where(|open| open.waits.load(Relaxed) == 0 && !open.stall.is_writing());
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if timeout(DRAIN, all_ended).await.is_err() {
-            self.close_where(|_| true);
+        let start = Instant::now();
+        while !self.open().is_empty() && start.elapsed() < DRAIN {
+            self.close_where(|open| !open.is_under_way(start.elapsed()));
+            sleep(Duration::from_millis(5)).await;
         }
+        self.close_where(|_| true);
     }
 
     fn welcome(self: &Arc<Self>, stream: UnixStream) {
@@ -193,7 +223,7 @@ impl Server {
         tokio::spawn(async move {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
-            let connection = Connection::new(context, peer, stall, limits).await;
+            let connection = Connection::new(context, peer, stall, limits, Door::Bots).await;
             serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
         });
@@ -265,10 +295,10 @@ impl Service<Request<Incoming>> for Handler {
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.0.stall.head_is_whole();
         match route::reply(&self.0, request) {
-            Reply::Now(answer) => Answering::Now(ready(Ok(answer))),
+            Reply::Now(answer) => Answering::Now(ready(Ok(last_in_a_drain(&self.0, answer)))),
             Reply::Later(future) => {
                 self.0.stall.answer_begins();
-                Answering::Later(future, Arc::clone(&self.0.stall))
+                Answering::Later(future, Arc::clone(&self.0))
             }
         }
     }
@@ -277,7 +307,19 @@ impl Service<Request<Incoming>> for Handler {
 /// An answer that is there, or one that has to wait.
 enum Answering {
     Now(Ready<Result<Answer, Infallible>>),
-    Later(Pin<Box<dyn Future<Output = Answer> + Send>>, Arc<Stall>),
+    Later(
+        Pin<Box<dyn Future<Output = Answer> + Send>>,
+        Arc<Connection>,
+    ),
+}
+
+/// Tells a peer whose connection is about to be closed to ask on a new one.
+fn last_in_a_drain(connection: &Connection, mut answer: Answer) -> Answer {
+    if connection.context.health.draining.load(Relaxed) {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(CONNECTION, close);
+    }
+    answer
 }
 
 impl Future for Answering {
@@ -286,10 +328,10 @@ impl Future for Answering {
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Self::Now(ready) => Pin::new(ready).poll(cx),
-            Self::Later(future, stall) => {
+            Self::Later(future, connection) => {
                 let answer = std::task::ready!(future.as_mut().poll(cx));
-                stall.answer_is_made();
-                Poll::Ready(Ok(answer))
+                connection.stall.answer_is_made();
+                Poll::Ready(Ok(last_in_a_drain(connection, answer)))
             }
         }
     }

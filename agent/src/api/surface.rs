@@ -1,4 +1,4 @@
-//! The ways to ask on the bots' socket, as records name them.
+//! The ways to ask for secrets, as records name them.
 
 /// Which API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,10 @@ pub enum Surface {
     Aws,
     /// The read side of Vault's KV version 2.
     Vault,
+    /// A route: the secret is used, not read.
+    Route,
+    /// systemd, for a unit.
+    Credential,
 }
 
 impl Surface {
@@ -22,6 +26,8 @@ impl Surface {
             Self::AwsAgent => "aws-agent",
             Self::Aws => "aws",
             Self::Vault => "vault",
+            Self::Route => "route",
+            Self::Credential => "credential",
         }
     }
 }

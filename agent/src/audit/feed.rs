@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, Thread};
@@ -34,6 +34,8 @@ const FAR_BEHIND: u64 = 10_000;
 /// At least as many datagrams as wait in a socket (systemd sets `net.unix.max_dgram_qlen` to 512). They
 /// are lost with a journald whose socket goes with it.
 const QUEUE: usize = 1024;
+/// Beside the folder of journald's socket: a link to the id of its present run, which systemd keeps for each unit.
+const RUN_OF_JOURNALD: &str = "units/invocation:systemd-journald.service";
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a stopping daemon goes on sending.
@@ -108,9 +110,11 @@ pub(super) fn run(inner: &Arc<Inner>) {
                 .bell
                 .sleep(|| feed.is_done() && !inner.stopping.load(Ordering::SeqCst));
             thread::park_timeout(PACE);
+            feed.notice_restart();
             feed.save(false);
             continue;
         }
+        feed.notice_restart();
         match feed.batch(farewell) {
             Ok(true) => {}
             Ok(false) => thread::park_timeout(PACE),
@@ -129,6 +133,8 @@ struct Feed<'a> {
     follower: Follower,
     socket: Socket,
     saved: (u64, Instant),
+    /// The run of journald that was seen last, and the link that tells it.
+    journald: (PathBuf, Option<PathBuf>),
     /// The first numbers of the entries sent last over this connection.
     recent: VecDeque<u64>,
     line: Vec<u8>,
@@ -142,7 +148,10 @@ impl<'a> Feed<'a> {
         if let Err(why) = save_cursor(&inner.settings.dir, sent) {
             tracing::warn!(%why, "the journal's place in the audit log was not saved");
         }
+        let link = run_of_journald(&inner.settings.journal_socket);
+        let run = fs::read_link(&link).ok();
         Self {
+            journald: (link, run),
             follower: Follower::new(&inner.settings.dir, sent + 1),
             socket: Socket::new(&inner.settings.journal_socket),
             saved: (sent, Instant::now()),
@@ -183,11 +192,7 @@ impl<'a> Feed<'a> {
         }
         for (record, together) in batch.entries {
             if !self.send(&record, together, until) {
-                // Sent again from here next time, with what may not have been read.
-                let from = self.recent.front().copied().unwrap_or(record.seq);
-                self.recent.clear();
-                self.follower = Follower::new(&self.inner.settings.dir, from);
-                self.inner.journal.sent.store(from - 1, Ordering::Release);
+                self.rewind(record.seq);
                 return Ok(false);
             }
             if !far {
@@ -196,6 +201,30 @@ impl<'a> Feed<'a> {
         }
         self.inner.journal.sent.store(reached, Ordering::Release);
         Ok(true)
+    }
+
+    /// Goes back to what journald may not have read, or else to `next`: it is sent again.
+    fn rewind(&mut self, next: u64) {
+        let from = self.recent.front().copied().unwrap_or(next);
+        self.recent.clear();
+        self.follower = Follower::new(&self.inner.settings.dir, from);
+        self.inner.journal.sent.store(from - 1, Ordering::Release);
+    }
+
+    /// A journald that was killed had a record in hand. Where systemd holds its socket no send fails for that, so its
+    /// next run is what tells.
+    fn notice_restart(&mut self) {
+        let Ok(run) = fs::read_link(&self.journald.0) else {
+            return;
+        };
+        if self
+            .journald
+            .1
+            .replace(run.clone())
+            .is_some_and(|old| old != run)
+        {
+            self.rewind(self.follower.position());
+        }
     }
 
     /// Sends one entry, however long journald takes; false when the daemon stops first, or journald's socket
@@ -258,6 +287,12 @@ impl<'a> Feed<'a> {
             tracing::warn!(%why, "the journal's place in the audit log was not saved");
         }
     }
+}
+
+/// `/run/systemd/units/...` for `/run/systemd/journal/socket`.
+fn run_of_journald(socket: &Path) -> PathBuf {
+    let systemd = socket.parent().and_then(Path::parent);
+    systemd.unwrap_or(Path::new("/")).join(RUN_OF_JOURNALD)
 }
 
 const CURSOR: &str = "journal.cursor";

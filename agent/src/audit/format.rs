@@ -58,7 +58,8 @@ pub(super) fn sentence(record: &Record) -> String {
         _ => {}
     }
     let extra = record.extra();
-    if let Some(message) = extra.get("message").and_then(Value::as_str) {
+    let text = |key: &str| extra.get(key).and_then(Value::as_str);
+    if let Some(message) = text("message").or_else(|| text("nearest")) {
         let _ = write!(out, ": {message}");
     } else if record.decision == "info" && !extra.is_empty() {
         let _ = write!(out, ": {}", Value::Object(extra));

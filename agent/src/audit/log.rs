@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -66,7 +66,7 @@ pub struct Stats {
 impl Log {
     /// Opens the log in `settings.dir`, continuing what is there. The notes say what a kill left behind.
     pub fn open(settings: Settings) -> Result<(Arc<Self>, Vec<String>), AuditError> {
-        make_dir(&settings.dir)?;
+        make_folder(&settings.dir)?;
         let lock = lock(&settings.dir)?;
         let mut found = recover(&settings)?;
         let sent = feed::load_cursor(&settings.dir);
@@ -91,7 +91,7 @@ impl Log {
             head: AtomicU64::new(found.head.seq),
             // What a kill left may not be on disk: the first sync takes care of it.
             synced: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
+            stopping: Arc::default(),
             alarm: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(|why| AuditError::io("make an eventfd for", &settings.dir)(why.into()))?,
             bell: Bell::default(),
@@ -242,7 +242,8 @@ impl fmt::Debug for Log {
     }
 }
 
-fn make_dir(dir: &Path) -> Result<(), AuditError> {
+/// Makes the folder of a log where it is missing.
+pub fn make_folder(dir: &Path) -> Result<(), AuditError> {
     match DirBuilder::new().mode(0o750).create(dir) {
         Ok(()) => {
             let made = File::open(dir).map_err(AuditError::io("open", dir))?;
@@ -281,12 +282,13 @@ fn start(inner: &Arc<Inner>, closed: Receiver<Job>) -> Result<Vec<JoinHandle<()>
     };
     // The keeper comes first: `close` ends it before the rest.
     let (keeping, archiving, feeding) = (inner.clone(), inner.clone(), inner.clone());
-    let (packing, packed) = (inner.clone(), inner.writer().archive.clone());
+    let (stopping, packed) = (inner.stopping.clone(), inner.writer().archive.clone());
     let (orders, ordered) = channel();
-    // Nobody waits for the packer, not even at the end: it may get no time for long.
+    // Nobody waits for the packer, not even at the end: it may get no time for long. So it must hold no segment open
+    // either, whose late closing would look like a stranger's write to whoever opens the log next.
     spawn(
         "audit-pack",
-        Box::new(move || pack::run(&packing, &ordered, &packed)),
+        Box::new(move || pack::run(&stopping, &ordered, &packed)),
     )?;
     let mut threads = vec![
         spawn("audit-keeper", Box::new(move || keeper::run(&keeping)))?,

@@ -46,7 +46,7 @@ pub use event::{Event, Verdict};
 pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
 pub use format::{format_line, safe};
-pub use log::{Log, Stats};
+pub use log::{Log, Stats, make_folder};
 pub use query::{Filter, query};
 pub use record::{Peer, Record};
 pub use render::{Phrase, extra, unescape};

@@ -6,8 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use nix::libc;
@@ -15,7 +14,6 @@ use nix::libc;
 use super::archive::Job;
 use super::files::SegmentFile;
 use super::segment::readable_by_adm;
-use super::writer::Inner;
 
 /// The quickest level: on records it is also the smallest (a tenth; level 3 takes twice as long for a seventh more).
 const LEVEL: i32 = 1;
@@ -31,16 +29,16 @@ pub(super) struct Order {
 }
 
 /// The packer's thread, until the archive has no more orders.
-pub(super) fn run(inner: &Arc<Inner>, orders: &Receiver<Order>, done: &Sender<Job>) {
+pub(super) fn run(stopping: &AtomicBool, orders: &Receiver<Order>, done: &Sender<Job>) {
     crate::sys::map::run_when_idle();
     for mut order in orders {
-        let result = compress(inner, &mut order);
+        let result = compress(stopping, &mut order);
         // The archive may be gone: then the next start does it again.
         let _ = done.send(Job::Packed { order, result });
     }
 }
 
-fn compress(inner: &Inner, order: &mut Order) -> io::Result<()> {
+fn compress(stopping: &AtomicBool, order: &mut Order) -> io::Result<()> {
     let target = OpenOptions::new()
         .write(true)
         .create(true)
@@ -52,7 +50,7 @@ fn compress(inner: &Inner, order: &mut Order) -> io::Result<()> {
     let mut encoder = zstd::Encoder::new(&target, LEVEL)?;
     let mut chunk = vec![0; CHUNK];
     loop {
-        if inner.stopping.load(Ordering::SeqCst) {
+        if stopping.load(Ordering::SeqCst) {
             return Err(io::Error::other("the agent is stopping"));
         }
         match order.plain.read(&mut chunk)? {

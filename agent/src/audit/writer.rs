@@ -31,7 +31,7 @@ pub(super) struct Inner {
     pub floods: Mutex<Floods>,
     pub head: AtomicU64,
     pub synced: AtomicU64,
-    pub stopping: AtomicBool,
+    pub stopping: Arc<AtomicBool>,
     pub alarm: EventFd,
     pub bell: Bell,
     pub journal: Journal,

@@ -242,6 +242,12 @@ impl Version {
         Lease::part(&self.json, 0..self.json.len() - render::FRESH.len())
     }
 
+    /// Whether the value is a JSON object with this field.
+    #[must_use]
+    pub fn has_field(&self, name: &str) -> bool {
+        self.kind == Kind::Object && field::with(self.raw(), name, |_| ()).is_some()
+    }
+
     /// One field of the value, rendered for this request alone.
     ///
     /// `Ok(None)` where the value is not a JSON object or has no such field.

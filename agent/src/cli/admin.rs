@@ -201,18 +201,36 @@ pub fn reload(args: &Args) -> u8 {
 
 pub fn seal(args: &Args) -> u8 {
     let answer = args.target.ask(Method::POST, "/v1/seal", Bytes::new());
-    finish(answer, args.json, |sealed| {
+    let kept = kept(&answer);
+    let code = finish(answer, args.json, |sealed| {
         let left = sealed
             .get("secret_memory_used")
             .and_then(Json::as_u64)
             .unwrap_or_default();
         format!("sealed; {left} bytes of secret memory are still in use")
-    })
+    });
+    match kept {
+        Ok(()) => code,
+        Err(why) => fail(
+            exit::FAILED,
+            format_args!("a restart would load all values again: {why}; stop keyhatchd, too"),
+        ),
+    }
+}
+
+/// Whether what was done to the seal outlives the daemon; the error says why not.
+fn kept(answer: &Result<Reply, AskError>) -> Result<(), String> {
+    let Ok(reply) = answer else { return Ok(()) };
+    match reply.body.get("survives_restart").and_then(Json::as_bool) {
+        Some(false) => Err(reply.body["why"].as_str().unwrap_or_default().to_owned()),
+        _ => Ok(()),
+    }
 }
 
 pub fn unseal(args: &Args) -> u8 {
     let answer = args.target.ask(Method::POST, "/v1/unseal", Bytes::new());
-    finish(answer, args.json, |unsealed| {
+    let kept = kept(&answer);
+    let code = finish(answer, args.json, |unsealed| {
         let reasons = unsealed
             .get("reasons")
             .and_then(Json::as_array)
@@ -224,5 +242,12 @@ pub fn unseal(args: &Args) -> u8 {
         } else {
             format!("unsealed, but: {}", reasons.join("; "))
         }
-    })
+    });
+    match kept {
+        Ok(()) => code,
+        Err(why) => fail(
+            exit::FAILED,
+            format_args!("it serves, but a restart would be sealed: {why}; remove that file"),
+        ),
+    }
 }

@@ -13,6 +13,7 @@ use crate::config::{self, Agent, Depth, KeySource};
 use crate::daemon::{self, StartError};
 use crate::files::Trust;
 use crate::store::{Actor, Edit, Folder, Previous, Value};
+use crate::sys::manager::Manager;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -141,7 +142,8 @@ fn run(path: &Path) -> u8 {
             return fail(exit::FAILED, why);
         }
     }
-    match daemon::run(path, config, || greet(path, &socket, &admin_socket)) {
+    let taken = (Manager::default(), Vec::new());
+    match daemon::run(path, config, taken, || greet(path, &socket, &admin_socket)) {
         Ok(()) => 0,
         Err(StartError::StateInUse(dir) | StartError::SocketInUse(dir)) => {
             let text = format_args!(

@@ -4,6 +4,7 @@ mod admin;
 mod audit;
 mod check;
 mod dev;
+mod exec_step;
 mod explain;
 mod generate;
 mod paths;
@@ -74,6 +75,9 @@ enum Verb {
     /// Load all values again
     #[command(after_help = "Example: keyhatchd unseal")]
     Unseal(admin::Args),
+    /// Run one program that the configuration names, for the daemon; for keyhatch-exec@.service
+    #[command(hide = true, after_help = "Example: ExecStart=keyhatchd exec-step")]
+    ExecStep(ConfigAt),
     /// Print a shell completion script
     #[command(
         hide = true,
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
         Verb::Reload(args) => admin::reload(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),
+        Verb::ExecStep(at) => exec_step::exec_step(&at),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     };

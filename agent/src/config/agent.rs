@@ -30,6 +30,14 @@ pub struct Agent {
     pub snapshot_key: Option<KeySource>,
 }
 
+impl Agent {
+    /// Where systemd asks for the credentials of units: beside the bots' socket.
+    #[must_use]
+    pub fn credentials_socket(&self) -> PathBuf {
+        self.socket.with_file_name("credentials.sock")
+    }
+}
+
 /// One entry of `admins`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admin {
@@ -99,7 +107,9 @@ fn check_distinct(agent: &Agent, section: &Section<'_>, report: &mut Report) {
         Some(Metrics::Unix(path)) => Some(path),
         _ => None,
     };
+    let credentials = agent.credentials_socket();
     let sockets = [
+        ("credentials socket", Some(credentials.as_path())),
         ("metrics", metrics),
         ("admin_socket", Some(agent.admin_socket.as_path())),
         ("socket", Some(agent.socket.as_path())),

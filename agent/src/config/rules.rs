@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use keyhatch_protocol::Action;
+use keyhatch_protocol::{Action, Name, split_field};
 
 use super::section::{Section, Value, checked_name, shown};
 use super::{Depth, host};
 use crate::policy::{
-    At, BotInput, Pattern, PatternError, Place, Report, RoleInput, RuleInput, Selectors, suggest,
+    At, BotInput, Credential, CredentialInput, Pattern, PatternError, Place, Report, RoleInput,
+    RuleInput, Selectors, suggest,
 };
 
 /// A bot, or nothing where anything in it is wrong: half a bot would only lead to more errors.
@@ -17,7 +18,7 @@ pub(super) fn read_bot(
     report: &mut Report,
 ) -> Option<BotInput> {
     let before = report.errors.len();
-    section.check_keys(&["name", "match", "roles"], &["credentials"], report);
+    section.check_keys(&["name", "match", "roles", "credentials"], &[], report);
     let name = section
         .required("name", "\"support-bot\"", report)
         .and_then(|name| name.string(report))
@@ -29,6 +30,10 @@ pub(super) fn read_bot(
     let roles = section
         .required("roles", "[\"llm-caller\"]", report)
         .and_then(|value| value.strings(report));
+    let credentials = section
+        .get("credentials")
+        .and_then(|value| value.section("`credentials`", report))
+        .map(|section| read_credentials(&section, report));
     if report.errors.len() > before {
         return None;
     }
@@ -40,7 +45,57 @@ pub(super) fn read_bot(
         name: name?,
         selectors: selectors?,
         roles: roles?.into_iter().map(owned).collect(),
+        credentials: credentials.unwrap_or_default(),
     })
+}
+
+fn read_credentials(section: &Section<'_>, report: &mut Report) -> Vec<CredentialInput> {
+    let credentials = section.values().filter_map(|value| {
+        let At { value: text, place } = value.string(report)?;
+        let id = value.key;
+        if !is_credential_id(id) {
+            let why = "systemd takes 1 to 255 printable ASCII characters without : and /";
+            report.error(
+                &place,
+                format!("credential id {id:?} is none, {why}, rename it"),
+            );
+            return None;
+        }
+        match read_credential(text) {
+            Ok(credential) => Some(CredentialInput {
+                id: id.to_owned(),
+                credential,
+                place,
+            }),
+            Err(why) => {
+                let hint = "write it as \"app/db\" or \"app/db#password\"";
+                report.error(
+                    &place,
+                    format!("credential {id:?} is {text:?}, {why}, {hint}"),
+                );
+                None
+            }
+        }
+    });
+    credentials.collect()
+}
+
+/// A name, and after a `#` one of its fields.
+fn read_credential(text: &str) -> Result<Credential, String> {
+    let (name, field) = split_field(text);
+    if field == Some("") {
+        return Err("its field has no name".into());
+    }
+    Ok(Credential {
+        name: Name::parse(name).map_err(|error| error.to_string())?,
+        field: field.map(str::to_owned),
+    })
+}
+
+/// What systemd takes for one (`credential_name_valid` in its creds-util.c).
+fn is_credential_id(id: &str) -> bool {
+    let fits = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':' && byte != b'/';
+    (1..=255).contains(&id.len()) && id != "." && id != ".." && id.bytes().all(fits)
 }
 
 fn read_selectors(section: &Section<'_>, depth: Depth, report: &mut Report) -> Selectors {
@@ -180,12 +235,12 @@ fn read_rules(value: Option<Value<'_>>, what: &str, report: &mut Report) -> Vec<
 }
 
 fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<RuleInput> {
-    section.check_keys(&["secrets", "actions"], &["routes"], report);
-    if section.get("routes").is_some() {
-        return None;
+    section.check_keys(&["secrets", "routes", "actions"], &[], report);
+    if let Some(routes) = section.get("routes") {
+        return read_route_rule(section, &routes, what, report);
     }
     let secrets = section.required("secrets", "[\"openai/*\"]", report)?;
-    let patterns = read_patterns(&secrets, report)?;
+    let patterns = read_patterns(&secrets, Pattern::of_names, report)?;
     let actions = match section.get("actions") {
         Some(value) => read_actions(&value, what, report)?,
         None if what == "a deny" => Action::ALL.to_vec(),
@@ -193,31 +248,59 @@ fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<R
     };
     Some(RuleInput {
         secrets: patterns,
+        routes: Vec::new(),
         actions,
         place: section.place(),
     })
 }
 
-fn read_patterns(value: &Value<'_>, report: &mut Report) -> Option<Vec<Pattern>> {
+/// A rule about routes: the one thing that is done with them is to use them.
+fn read_route_rule(
+    section: &Section<'_>,
+    routes: &Value<'_>,
+    what: &str,
+    report: &mut Report,
+) -> Option<RuleInput> {
+    if let Some(secrets) = section.get("secrets") {
+        let text = format!("{what} is about `secrets` or about `routes`, write one for each");
+        report.error(&secrets.place(), text);
+    }
+    if let Some(actions) = section.get("actions") {
+        for At { value: word, place } in actions.strings(report)? {
+            if word != Action::Use.as_str() {
+                let text =
+                    format!("action {word:?} is on secrets, on routes there is only \"use\"");
+                report.error(&place, text);
+            }
+        }
+    }
+    Some(RuleInput {
+        secrets: Vec::new(),
+        routes: read_patterns(routes, Pattern::parse, report)?,
+        actions: vec![Action::Use],
+        place: section.place(),
+    })
+}
+
+fn read_patterns(
+    value: &Value<'_>,
+    parse: impl Fn(&str) -> Result<Pattern, PatternError>,
+    report: &mut Report,
+) -> Option<Vec<Pattern>> {
     let texts = value.strings(report)?;
+    let key = value.key;
     if texts.is_empty() {
-        report.error(
-            &value.place(),
-            "`secrets` is empty, so that it names nothing, add a name or pattern",
-        );
+        let text = format!("`{key}` is empty, so that it names nothing, add a name or pattern");
+        report.error(&value.place(), text);
     }
     let mut patterns = Vec::new();
     for At { value: text, place } in texts {
-        match Pattern::of_names(text) {
+        match parse(text) {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => report.error(&place, bad_pattern(text, error)),
+            Err(error) => report.error(&place, format!("`{key}` has {text:?}, {error}")),
         }
     }
     (!patterns.is_empty()).then_some(patterns)
-}
-
-fn bad_pattern(text: &str, error: PatternError) -> String {
-    format!("`secrets` has {text:?}, {error}")
 }
 
 fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Vec<Action>> {
@@ -248,6 +331,6 @@ fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Ve
 
 fn use_of_secret(place: &Place, report: &mut Report) {
     let text =
-        "action \"use\" is granted on routes, which this version does not have yet, remove it";
+        "action \"use\" is granted on routes, write { routes = [\"NAME\"], actions = [\"use\"] }";
     report.error(place, text);
 }

@@ -113,6 +113,29 @@ fn bots_and_roles_are_a_complete_configuration() {
 }
 
 #[test]
+fn a_preset_fills_what_a_route_leaves_out() {
+    let routes = |text: &str| {
+        let text = format!("[[route]]\nname = \"r\"\nsecret = \"a\"\nallow = [\"GET /\"]\n{text}");
+        read(&[("k.toml", &text)]).unwrap().routes
+    };
+    let openai = &routes("preset = \"openai\"")[0];
+    assert_eq!(openai.upstream.to_string(), "https://api.openai.com");
+    assert_eq!(openai.inject.len(), 1);
+    let own = &routes("preset = \"openai\"\nupstream = \"https://gateway.test\"")[0];
+    assert_eq!(own.upstream.to_string(), "https://gateway.test");
+    assert_eq!(own.inject, openai.inject);
+    // Each of the catalogue is a route that works.
+    let catalogue = include_str!("presets.toml");
+    let names = catalogue
+        .lines()
+        .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    let count = names
+        .map(|name| assert_eq!(routes(&format!("preset = \"{name}\"")).len(), 1))
+        .count();
+    assert!(count > 20, "{count}");
+}
+
+#[test]
 fn drop_in_names_are_read() {
     let config = read(&[(
         "k.toml",
@@ -313,8 +336,16 @@ deny = [
 }
 
 /// `wrong.txt` has texts, each followed by every line that it must lead to. A text that begins with `match:`,
-/// `rule:` or `source:` is that part of a file that is right otherwise.
+/// `credentials:`, `rule:`, `source:` or `route:` is that part of a file that is right otherwise.
 fn expand(text: &str) -> String {
+    /// What a text that gives one of these keys itself leaves out.
+    const ROUTE: [&str; 5] = [
+        "name = \"x\"",
+        "upstream = \"https://h\"",
+        "secret = \"a\"",
+        "inject = { header = \"x\", value = \"{secret}\" }",
+        "allow = [\"GET /v1\"]",
+    ];
     const BOT: &str = "[[bot]]\nname = \"b\"\n";
     let (part, rest) = text.split_once(": ").unwrap_or_default();
     match part {
@@ -323,7 +354,21 @@ fn expand(text: &str) -> String {
             "{BOT}match = {{ uid = 1 }}\nroles = [\"r\"]\n[role.r]\ngrants = [\n  {{ {} }},\n]\n",
             rest.trim_end()
         ),
+        "credentials" => {
+            let (selectors, credentials) = rest.trim_end().split_once(" | ").unwrap();
+            format!(
+                "{BOT}match = {{ {selectors} }}\nroles = []\ncredentials = {{ {credentials} }}\n"
+            )
+        }
         "source" => format!("[[source]]\nname = \"s\"\nkind = \"file\"\n{rest}"),
+        "route" => {
+            let given = |line: &&&str| {
+                rest.starts_with(line.split('=').next().unwrap())
+                    || rest.contains(&format!("\n{}", line.split('=').next().unwrap()))
+            };
+            let base: Vec<&str> = ROUTE.iter().filter(|line| !given(line)).copied().collect();
+            format!("[[route]]\n{}\n{rest}", base.join("\n"))
+        }
         _ => text.into(),
     }
 }
@@ -440,6 +485,28 @@ fn warnings_do_not_refuse() {
         [
             "k.toml:2: bot \"b\" has no roles, so that it is denied everything",
             "k.toml:5: no bot has role \"r\", so that it grants nothing",
+        ]
+    );
+    let text = r#"
+[[bot]]
+name = "b"
+match = { unit = "b.service" }
+roles = ["r"]
+credentials = { aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = "app/a#x", b = "app/b", c = "app/c" }
+[role.r]
+grants = [{ secrets = ["app/a"] }, { secrets = ["app/c"], actions = ["list"] }]
+deny = [{ secrets = ["app/b"] }]
+"#;
+    assert_eq!(
+        lines(&read(&[("k.toml", text)]).unwrap().warnings),
+        [
+            &format!(
+                "k.toml:6: credential {:?} and unit \"b.service\" have 84 bytes together, systemd asks for at most 83, \
+                 shorten one",
+                "a".repeat(75)
+            ),
+            "k.toml:6: credential \"b\" is app/b, and the deny at k.toml:9 keeps bot \"b\" from it: it would be refused",
+            "k.toml:6: credential \"c\" is app/c, and no role of bot \"b\" grants to read it: it would be refused",
         ]
     );
 }

@@ -30,6 +30,8 @@ pub fn user_unit(path: &str) -> Option<&str> {
 }
 
 /// The first service or scope reached through slices alone, and what stands below it.
+///
+/// systemd puts `_` before a name that the kernel could take for a file of its own, such as `memory.service`.
 fn split_unit(path: &str) -> Option<(&str, &str)> {
     let mut rest = path.strip_prefix('/')?;
     loop {
@@ -38,7 +40,7 @@ fn split_unit(path: &str) -> Option<(&str, &str)> {
             None => (rest, ""),
         };
         if is_kind(segment, ".service") || is_kind(segment, ".scope") {
-            return Some((segment, below));
+            return Some((segment.strip_prefix('_').unwrap_or(segment), below));
         }
         if !is_kind(segment, ".slice") {
             return None;
@@ -89,6 +91,12 @@ mod tests {
                 Some("libpod-3f.scope"),
                 None,
             ),
+            (
+                "/system.slice/_memory.service",
+                Some("memory.service"),
+                None,
+            ),
+            ("/system.slice/__x.service", Some("_x.service"), None),
             ("/", None, None),
             ("/docker/3f/system.slice/support-bot.service", None, None),
             ("/system.slice", None, None),

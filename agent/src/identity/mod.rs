@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod cgroup;
 mod image;
+mod invocation;
 mod kernel;
 mod peer;
 

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 
-use super::cgroup;
 use super::image::Image;
 use super::kernel::Kernel;
+use super::{cgroup, invocation};
 use crate::policy::Facts;
 use crate::sys::{harden, peer as kernel_peer};
 
@@ -37,6 +37,7 @@ struct Process {
     image: Option<Image>,
     cgroup: Option<String>,
     cgroup_id: Option<u64>,
+    invocation_id: Option<String>,
 }
 
 /// How a peer stands now, compared with the moment of accept.
@@ -222,6 +223,12 @@ impl Peer {
         cgroup::unit(self.cgroup()?)
     }
 
+    /// The run of the system manager's unit, at accept.
+    #[must_use]
+    pub fn invocation_id(&self) -> Option<&str> {
+        self.process.as_ref()?.invocation_id.as_deref()
+    }
+
     /// The user manager's unit.
     #[must_use]
     pub fn user_unit(&self) -> Option<&str> {
@@ -230,6 +237,14 @@ impl Peer {
 }
 
 impl Process {
+    /// The run of its unit. As long as a process of a unit lives the unit has not begun another run, unless it
+    /// leaves processes behind (`KillMode=`), so what was read while this one lived is its own.
+    fn find_invocation(&self) -> Option<String> {
+        let id = invocation::id(cgroup::unit(self.cgroup.as_deref()?)?)?;
+        let alive = matches!(kernel_peer::has_exited(self.pidfd.as_fd()), Ok(false));
+        (self.same_cgroup() && alive).then_some(id)
+    }
+
     fn same_cgroup(&self) -> bool {
         match self.cgroup_id {
             Some(id) => kernel_peer::cgroup_id(self.pidfd.as_fd()).is_ok_and(|now| now == id),
@@ -270,14 +285,17 @@ fn pin(open: impl Fn() -> io::Result<OwnedFd>, pid: i32, kernel: Kernel) -> Opti
     let cgroup = read_cgroup(&proc_dir).ok();
     let image = Image::running(&proc_dir).ok();
     let exe = readlinkat(&proc_dir, "exe").ok();
-    Some(Process {
+    let mut process = Process {
         pidfd,
         proc_dir,
         exe,
         image,
         cgroup,
         cgroup_id,
-    })
+        invocation_id: None,
+    };
+    process.invocation_id = process.find_invocation();
+    Some(process)
 }
 
 fn read_cgroup(proc_dir: &OwnedFd) -> io::Result<String> {

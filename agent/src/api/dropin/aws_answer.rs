@@ -72,7 +72,9 @@ impl Exception {
             Code::UpstreamUnavailable | Code::Sealed | Code::AuditUnavailable => {
                 (503, "InternalServiceError")
             }
-            Code::Internal => (500, "InternalServiceError"),
+            Code::Internal | Code::UpstreamFailed | Code::UpstreamTimeout => {
+                (500, "InternalServiceError")
+            }
         };
         let message = match code {
             Code::Denied => "This host's policy denies it, or there is no such secret",

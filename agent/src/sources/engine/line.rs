@@ -1,6 +1,6 @@
 //! The loop of one source: one thing is decided at a time, while calls to the upstream are under way beside.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,22 +10,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::clock::Moment;
-use super::lend::{Lent, Todo};
-use super::pace::{Budget, Pace, dice};
+use super::leases::Leases;
+use super::lend::Lent;
+use super::pace::{Pace, dice};
 use super::serve::Serving;
 use super::sweep::{Found, Portion, WIDTH, sweep};
+use super::wish::{Wish, Wishes};
 use super::{Supply, Wanted};
 use crate::policy::Pattern;
-use crate::sources::upstream::{Answer, Fetched, Lease, Trouble, Upstream};
+use crate::sources::upstream::{Answer, Fetched, Trouble, Upstream};
 
 /// How soon a value that is held may be asked for again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long an absent name is known to be absent.
-const ABSENT: Duration = Duration::from_secs(5);
-/// How many users' budgets are remembered.
-const BUDGETS: usize = 10_000;
-/// How many absent names are remembered.
-const ABSENT_NAMES: usize = 10_000;
 /// How often ages are looked at while an upstream is down.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many times as long as one call a list may take, which is many calls.
@@ -61,9 +57,6 @@ impl Line {
     }
 }
 
-/// What someone waits for.
-type Wish = (Name, Wanted);
-
 /// A call that has ended. Names are those that are served.
 enum Done {
     Swept {
@@ -94,17 +87,9 @@ struct Loop<U> {
     /// When the round that is under way began.
     sweeping: Option<Moment>,
     pace: Pace,
-    /// Of each user that asks.
-    budgets: HashMap<u32, Budget>,
-    /// Who paid for what is being fetched; given back where it is there.
-    paid: HashMap<Wish, u32>,
-    absent: HashMap<Wish, Moment>,
-    waiting: HashMap<Wish, Vec<oneshot::Sender<Supply>>>,
-    queue: VecDeque<Wish>,
+    wishes: Wishes,
     fetching: usize,
-    lent: HashMap<Name, Lent>,
-    /// Leases of values that were replaced, and when they are ended.
-    old: Vec<(Moment, Rc<Lease>)>,
+    leases: Leases,
     /// When ages were looked at last.
     looked: Moment,
     sealed: bool,
@@ -121,22 +106,17 @@ impl<U: Upstream> Loop<U> {
         Self {
             prefetch: serving.fetching.prefetch.clone().into(),
             pace: begin(&serving, now),
+            sealed: serving.is_sealed(),
             serving,
             upstream: Rc::new(upstream),
             calls: JoinSet::new(),
             portions,
             hand_over,
             sweeping: None,
-            budgets: HashMap::new(),
-            paid: HashMap::new(),
-            absent: HashMap::new(),
-            waiting: HashMap::new(),
-            queue: VecDeque::new(),
+            wishes: Wishes::default(),
             fetching: 0,
-            lent: HashMap::new(),
-            old: Vec::new(),
+            leases: Leases::default(),
             looked: now,
-            sealed: false,
         }
     }
 
@@ -175,7 +155,7 @@ impl<U: Upstream> Loop<U> {
         // It may queue fetches, for which nothing else wakes.
         self.tend_leases(now);
         while self.fetching < WIDTH
-            && let Some(wish) = self.queue.pop_front()
+            && let Some(wish) = self.wishes.next()
         {
             self.begin_fetch(wish, now);
         }
@@ -187,8 +167,7 @@ impl<U: Upstream> Loop<U> {
 
     /// What is too old, or no longer lent, is not served.
     fn look_at_age(&mut self, now: Moment) {
-        let passed = |ends: Moment| ends > self.looked && ends <= now;
-        let ended = self.lent.values().any(|lent| passed(lent.ends));
+        let ended = self.leases.ended(self.looked, now);
         if ended || self.serving.is_down() && now.since(self.looked) >= LOOK {
             self.serving.look_at_age(now, self.serving.is_down());
             self.looked = now;
@@ -207,12 +186,8 @@ impl<U: Upstream> Loop<U> {
         if self.serving.is_down() {
             wake = wake.min(self.looked + LOOK);
         }
-        let ends = self.lent.values().map(|lent| lent.ends);
-        let leases = self.lent.values().filter_map(Lent::wake);
-        let old = self.old.iter().map(|(at, _)| *at);
-        leases
-            .chain(ends.filter(|ends| *ends > now))
-            .chain(old)
+        self.leases
+            .wakes(now)
             .chain(self.serving.save_due())
             .fold(wake, Moment::min)
     }
@@ -257,33 +232,21 @@ impl<U: Upstream> Loop<U> {
     }
 
     fn tend_leases(&mut self, now: Moment) {
-        let mut again = Vec::new();
-        for (name, lent) in &mut self.lent {
-            match lent.todo(now) {
-                Todo::Wait => {}
-                Todo::Fetch => {
-                    lent.busy = true;
-                    again.push(name.clone());
-                }
-                Todo::Renew => {
-                    lent.busy = true;
-                    let (upstream, lease) = (Rc::clone(&self.upstream), Rc::clone(&lent.lease));
-                    let (name, asked) = (name.clone(), now);
-                    self.calls.spawn_local(async move {
-                        let answer = upstream.renew(&lease).await;
-                        Done::Renewed {
-                            name,
-                            asked,
-                            answer,
-                        }
-                    });
-                }
-            }
+        let due = self.leases.take_due(now);
+        for name in due.fetch {
+            self.wishes.want((name, Wanted::Current), None);
         }
-        for name in again {
-            self.want((name, Wanted::Current), None);
+        for (name, lease) in due.renew {
+            let upstream = Rc::clone(&self.upstream);
+            self.calls.spawn_local(async move {
+                Done::Renewed {
+                    name,
+                    asked: now,
+                    answer: upstream.renew(&lease).await,
+                }
+            });
         }
-        for (_, lease) in self.old.extract_if(.., |(at, _)| *at <= now) {
+        for lease in due.revoke {
             let upstream = Rc::clone(&self.upstream);
             self.calls
                 .spawn_local(async move { Done::Revoked(upstream.revoke(&lease).await) });
@@ -302,13 +265,13 @@ impl<U: Upstream> Loop<U> {
             Some(Supply::Unavailable)
         } else if known {
             Some(Supply::Served)
-        } else if self.absent.get(&wish).is_some_and(|until| *until > now) {
+        } else if self.wishes.is_absent(&wish, now) {
             Some(Supply::Absent)
-        } else if self.waiting.contains_key(&wish) {
+        } else if self.wishes.is_awaited(&wish) {
             None
         } else if self.serving.is_down() {
             Some(Supply::Unavailable)
-        } else if !held && !self.pay(&wish, by, now) {
+        } else if !held && !self.wishes.pay(&wish, by, now) {
             Some(Supply::Limited)
         } else {
             None
@@ -316,44 +279,16 @@ impl<U: Upstream> Loop<U> {
         match answer {
             // Who asked may have gone.
             Some(answer) => drop(reply.send(answer)),
-            None => self.want(wish, Some(reply)),
+            None => self.wishes.want(wish, Some(reply)),
         }
-    }
-
-    /// Whether `by` may have another name looked up. One user's budget is no other's.
-    fn pay(&mut self, wish: &Wish, by: u32, now: Moment) -> bool {
-        if self.budgets.len() >= BUDGETS {
-            self.budgets.clear();
-        }
-        let budget = self.budgets.entry(by).or_insert_with(|| Budget::new(now));
-        let may = budget.allows(now);
-        if may {
-            budget.spend();
-            self.paid.insert(wish.clone(), by);
-        }
-        may
     }
 
     /// Whether the upstream may say more of a value that is held: it answers, the value is not lent, and it
     /// has not just been asked.
     fn is_worth_asking(&self, name: &Name, now: Moment) -> bool {
         !self.serving.is_down()
-            && !self.lent.contains_key(name)
+            && !self.leases.has(name)
             && !self.serving.is_confirmed_since(name, now - AGAIN)
-    }
-
-    /// One call, however many ask.
-    fn want(&mut self, wish: Wish, reply: Option<oneshot::Sender<Supply>>) {
-        if !self.waiting.contains_key(&wish) {
-            self.queue.push_back(wish.clone());
-        }
-        self.waiting.entry(wish).or_default().extend(reply);
-    }
-
-    fn answer(&mut self, wish: &Wish, supply: Supply) {
-        for reply in self.waiting.remove(wish).unwrap_or_default() {
-            let _ = reply.send(supply);
-        }
     }
 
     fn finish(&mut self, done: Done) {
@@ -366,8 +301,7 @@ impl<U: Upstream> Loop<U> {
             } => {
                 self.fetching -= 1;
                 let supply = self.fetched(&wish, asked, answer);
-                self.settle(&wish, supply);
-                self.answer(&wish, supply);
+                self.wishes.answer(&wish, supply);
             }
             Done::Renewed {
                 name,
@@ -379,16 +313,6 @@ impl<U: Upstream> Loop<U> {
             Done::Revoked(Err(why)) => {
                 tracing::warn!(source = %self.serving.source, %why, "an old lease was not ended early");
             }
-        }
-    }
-
-    /// Only names that are not there cost something.
-    fn settle(&mut self, wish: &Wish, supply: Supply) {
-        if let Some(by) = self.paid.remove(wish)
-            && supply != Supply::Absent
-            && let Some(budget) = self.budgets.get_mut(&by)
-        {
-            budget.give_back();
         }
     }
 
@@ -405,7 +329,7 @@ impl<U: Upstream> Loop<U> {
         let now = Moment::now();
         let mut leases = Vec::new();
         for (name, fetched) in &mut fetched {
-            self.absent.remove(&(name.clone(), Wanted::Current));
+            self.wishes.is_there(name);
             if let Some(lease) = fetched.lease.take() {
                 leases.push((name.clone(), Lent::new(lease, asked, dice())));
             }
@@ -414,9 +338,7 @@ impl<U: Upstream> Loop<U> {
         let ends: HashMap<Name, Moment> = ends.collect();
         self.serving.serve(fetched, &ends, asked, on_demand);
         for (name, lent) in leases {
-            if let Some(old) = self.lent.insert(name, lent) {
-                self.old.push((old.revoke_at(now), old.lease));
-            }
+            self.leases.put(name, lent, now);
         }
     }
 
@@ -458,28 +380,17 @@ impl<U: Upstream> Loop<U> {
             return;
         }
         for name in names {
-            // The value is gone, and the lease with it.
-            self.lent.remove(name);
-            self.remember_absent((name.clone(), Wanted::Current), now);
+            self.leases.remove(name);
+            self.wishes
+                .remember_absent((name.clone(), Wanted::Current), now);
         }
         self.serving.remove(names);
     }
 
-    fn remember_absent(&mut self, wish: Wish, now: Moment) {
-        if self.absent.len() >= ABSENT_NAMES {
-            self.absent.retain(|_, until| *until > now);
-        }
-        if self.absent.len() < ABSENT_NAMES {
-            self.absent.insert(wish, now + ABSENT);
-        }
-    }
-
     fn fetched(&mut self, wish: &Wish, asked: Moment, answer: Result<Answer, Trouble>) -> Supply {
         let (name, wanted) = wish;
-        let (now, held) = (Moment::now(), self.lent.get_mut(name));
-        if let Some(lent) = held {
-            lent.busy = false;
-        }
+        let now = Moment::now();
+        self.leases.is_done(name);
         match answer {
             Ok(Answer::Found(fetched)) if *wanted == Wanted::Previous => {
                 match self.serving.serve_previous(name, fetched) {
@@ -497,7 +408,7 @@ impl<U: Upstream> Loop<U> {
             }
             Ok(Answer::Absent(_)) => {
                 match wanted {
-                    Wanted::Previous => self.remember_absent(wish.clone(), now),
+                    Wanted::Previous => self.wishes.remember_absent(wish.clone(), now),
                     Wanted::Current => self.gone(std::slice::from_ref(name), now),
                 }
                 Supply::Absent
@@ -520,27 +431,22 @@ impl<U: Upstream> Loop<U> {
     /// A lease that could not be tended is tried again when the upstream is.
     fn postpone(&mut self, name: &Name) {
         let next = (Moment::now() + LOOK).max(self.pace.next());
-        if let Some(lent) = self.lent.get_mut(name) {
-            lent.postpone(next);
-        }
+        self.leases.postpone(name, next);
     }
 
     fn renewed(&mut self, name: &Name, asked: Moment, answer: Result<Option<Duration>, Trouble>) {
-        let Some(lent) = self.lent.get_mut(name) else {
-            return;
-        };
-        lent.busy = false;
-        match answer {
-            Ok(Some(time)) => {
-                lent.renewed(time, asked, dice());
-                let ends = lent.ends;
-                self.serving.extend(name, ends);
-            }
-            Ok(None) | Err(Trouble::Unusable { .. }) => lent.expires(Moment::now()),
+        self.leases.is_done(name);
+        let time = match answer {
+            Ok(time) => time,
+            Err(Trouble::Unusable { .. }) => None,
             Err(Trouble::Outage { why, retry_after }) => {
                 self.outage(&why, retry_after);
                 self.postpone(name);
+                return;
             }
+        };
+        if let Some(ends) = self.leases.renewed(name, asked, time) {
+            self.serving.extend(name, ends);
         }
     }
 
@@ -550,27 +456,19 @@ impl<U: Upstream> Loop<U> {
             self.pace.failed(Moment::now(), retry_after, dice());
         }
         self.serving.down(why, self.pace.next());
-        for wish in std::mem::take(&mut self.queue) {
-            self.settle(&wish, Supply::Unavailable);
-            self.answer(&wish, Supply::Unavailable);
-            self.postpone_busy(&wish.0);
+        for wish in self.wishes.take_queue() {
+            self.wishes.answer(&wish, Supply::Unavailable);
+            self.leases.is_done(&wish.0);
+            self.postpone(&wish.0);
         }
-    }
-
-    fn postpone_busy(&mut self, name: &Name) {
-        if let Some(lent) = self.lent.get_mut(name) {
-            lent.busy = false;
-        }
-        self.postpone(name);
     }
 
     /// Every value is gone from the cache; what is under way must not bring one back.
     fn seal(&mut self) {
         self.sealed = true;
         self.drop_calls();
-        self.lent.clear();
-        self.old.clear();
-        self.absent.clear();
+        self.leases.forget();
+        self.wishes.forget_absent();
         self.upstream.forget();
         self.serving.forget();
     }
@@ -594,10 +492,6 @@ impl<U: Upstream> Loop<U> {
         self.calls = JoinSet::new();
         (self.sweeping, self.fetching) = (None, 0);
         while self.portions.try_recv().is_ok() {}
-        self.queue.clear();
-        self.paid.clear();
-        for wish in self.waiting.keys().cloned().collect::<Vec<_>>() {
-            self.answer(&wish, Supply::Unavailable);
-        }
+        self.wishes.drop_all();
     }
 }

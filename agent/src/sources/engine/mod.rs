@@ -5,6 +5,7 @@
 
 mod clock;
 mod copy;
+mod leases;
 mod lend;
 mod line;
 mod pace;
@@ -12,6 +13,7 @@ mod serve;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod wish;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -89,6 +89,7 @@ impl Serving {
         let restored = self
             .copy
             .as_ref()
+            .filter(|_| !self.is_sealed())
             .and_then(|copy| copy.load(&self.source, &self.names, &self.rooms.cache));
         match restored {
             None => {}
@@ -107,6 +108,11 @@ impl Serving {
             }
         }
         self.tell_state(Moment::now());
+    }
+
+    /// Whether the agent is sealed, as it also is from the start after a restart.
+    pub fn is_sealed(&self) -> bool {
+        self.rooms.cache.is_sealed()
     }
 
     /// Forgets everything: the agent is sealed.

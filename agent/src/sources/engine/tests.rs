@@ -173,6 +173,10 @@ impl Drop for World {
 
 impl World {
     fn new(prefetch: &[&str], max_stale: Duration, script: Script) -> Self {
+        Self::begin(prefetch, max_stale, script, false)
+    }
+
+    fn begin(prefetch: &[&str], max_stale: Duration, script: Script, sealed: bool) -> Self {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir =
@@ -189,6 +193,9 @@ impl World {
             audit: Log::open(settings).unwrap().0,
             states: Arc::new(States::default()),
         };
+        if sealed {
+            rooms.cache.seal();
+        }
         let script = Arc::new(Mutex::new(script));
         let owners = Owners::new([(String::new(), "up".into())]);
         let mut builder = Builder::new(owners.clone());
@@ -454,6 +461,20 @@ fn sealing_leaves_nothing_in_memory_and_unsealing_fetches_anew() {
     runtime.block_on(world.upstreams.seal());
     world.eventually("wiped", |world| world.rooms.cache.arena().used() == 0);
     assert_eq!(world.ask(&["a"]), [Supply::Unavailable]);
+    world.rooms.cache.unseal();
+    runtime.block_on(world.upstreams.unseal());
+    world.has("a", "1-x", Freshness::Fresh);
+}
+
+#[test]
+fn what_starts_sealed_asks_nothing_until_it_is_unsealed() {
+    let world = World::begin(&["**"], HOUR, with(&[("a", 1, "CANARY-1")]), true);
+    assert_eq!(world.ask(&["a"]), [Supply::Unavailable]);
+    assert!(world.script().calls.is_empty());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     world.rooms.cache.unseal();
     runtime.block_on(world.upstreams.unseal());
     world.has("a", "1-x", Freshness::Fresh);

@@ -1,0 +1,1 @@
+keyhatch bridge --aws-agent -- python3 bot.py

@@ -1,0 +1,8 @@
+import os
+from urllib.request import Request, urlopen
+
+import keyhatch
+
+headers = {"Authorization": f"Bearer {keyhatch.get('aws/MySecretId').reveal()}"}
+with urlopen(Request(os.environ["API_URL"], headers=headers)) as reply:
+    print(reply.status, reply.read().decode())

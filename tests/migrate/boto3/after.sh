@@ -1,0 +1,2 @@
+keyhatch bridge -- python3 bot.py
+keyhatch bridge -- bash bot.sh

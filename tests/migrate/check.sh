@@ -1,0 +1,3 @@
+keyhatchd check
+keyhatchd reload
+keyhatchd explain --secret my-bot/API_KEY --peer user=my-bot,unit=my-bot.service

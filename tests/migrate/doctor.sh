@@ -1,0 +1,1 @@
+keyhatch doctor my-bot/API_KEY

@@ -1,0 +1,1 @@
+KEYHATCH_ENV_FILE=secrets.map python3 after-environ.py

@@ -1,0 +1,2 @@
+echo any > token
+VAULT_ADDR=unix:///run/keyhatch/keyhatch.sock bao agent -config agent.hcl

@@ -1,0 +1,1 @@
+bao agent -config agent.hcl

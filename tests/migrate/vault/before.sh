@@ -1,0 +1,2 @@
+python3 bot.py
+bash bot.sh

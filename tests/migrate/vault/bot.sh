@@ -1,0 +1,1 @@
+bao kv get -mount=secret -field=key app/api
