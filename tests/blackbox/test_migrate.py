@@ -167,7 +167,7 @@ def machine():
             machine.copy(BIN / program, f"/usr/local/bin/{program}", 0o755)
         shutil.copytree(PYTHON, machine.path("/usr/local/lib/keyhatch-python"))
         machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
-        machine.write("/etc/keyhatch/conf.d/my-bot.toml", (FILES / "policy.toml").read_text())
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", POLICY)
         machine.sh("useradd my-bot; mkdir -p /srv/my-bot /run/keyhatch /run/keyhatch-admin /var/lib/keyhatch")
         machine.sh("keyhatchd store init --store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key")
         machine.unit("keyhatchd.service", DAEMON)
@@ -191,6 +191,10 @@ def test_systemd_and_the_first_steps(machine):
         assert "allow" in script(machine, FILES / "check.sh")
         assert bot_says(machine, "after.service") == welcome
         assert bot_says(machine, "file.service") == welcome
+        bot, role = (FILES / "systemd" / "credentials.toml").read_text(), POLICY[POLICY.index("[role"):]
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", bot + role)
+        machine.run("keyhatchd", "reload")
+        assert bot_says(machine, "same.service") == welcome
         doctor = f"[Service]\nExecStartPre={(FILES / 'doctor.sh').read_text()}"
         machine.write("/etc/systemd/system/my-bot.service.d/doctor.conf", doctor)
         *found, last = bot_says(machine, "after.service")
