@@ -28,7 +28,7 @@ use super::answer::{self, Answer};
 use super::context::Context;
 use super::id::RequestId;
 use super::sealing::SealMark;
-use super::server::Server;
+use super::server::{DRAIN, Server};
 use super::{metrics, store_verbs};
 use crate::audit::{Entry, Event, Facts, Verdict, Who};
 use crate::config::Admin;
@@ -106,11 +106,15 @@ impl AdminServer {
         }
     }
 
-    /// Returns once every request is answered. Whoever accepts must have stopped.
+    /// Returns once every request is answered or time is up. Whoever accepts must have stopped.
     pub async fn drain(&self) {
-        while self.busy.load(Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let answered = async {
+            while self.busy.load(Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // One that has not come in whole by then has changed nothing.
+        let _ = timeout(DRAIN, answered).await;
     }
 
     /// Others than root and the daemon's user are counted with their connections to the bots' socket, so that
@@ -174,6 +178,10 @@ impl AdminServer {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => answer::document(StatusCode::OK, &self.status()),
+            (&Method::GET, "/v1/rotation") => {
+                let rotations = self.context.rotations.all();
+                answer::document(StatusCode::OK, &json!({ "rotations": rotations }))
+            }
             (&Method::GET, "/v1/metrics") => {
                 answer::text(metrics::KIND, metrics::render(&self.context))
             }
