@@ -155,6 +155,33 @@ def test_a_daemon_that_does_not_answer_is_replaced(machine):
     assert pid(machine) not in (before, 0)
 
 
+DRIVER = """#!/bin/sh
+cat >/dev/null
+[ "$1" != create ] || printf '{"value":"CANARY-made-by-%s"}' "$(id -un)"
+"""
+ROTATED = """
+[[rotation]]
+secret = "openai/api-key"
+every = "30d"
+driver = { kind = "exec", command = ["/usr/local/bin/rotate"] }
+"""
+
+
+@on_machines
+def test_a_driver_runs_as_a_user_of_its_own_in_a_unit_of_its_own(machine):
+    machine.write("/usr/local/bin/rotate", DRIVER, 0o755)
+    config = README_CONFIG.replace('["openai/*"]', '["openai/*"], actions = ["read", "rotate"]')
+    machine.write("/etc/keyhatch/keyhatch.toml", config + ROTATED)
+    machine.sh("keyhatchd check; systemctl restart keyhatch")
+    machine.unit("support-bot.service", "[Service]\nType=oneshot\nUser=support\nExecStart=/usr/bin/keyhatch rotate openai/api-key\n")
+    machine.systemctl("start", "support-bot.service")
+    made = ("CANARY-made-by-keyhatch-exec", 0)
+    eventually(lambda: ask(machine, "support-bot.service", "support", "openai/api-key") == made, 30, 0.3)
+    machine.run("keyhatchd", "store", "put", "openai/api-key", stdin=CANARY)
+    machine.write("/etc/keyhatch/keyhatch.toml", README_CONFIG)
+    machine.sh("rm /usr/local/bin/rotate; systemctl restart keyhatch")
+
+
 @on_machines
 def test_drop_ins_give_what_they_say(machine):
     drop_ins = "/etc/systemd/system/keyhatch.service.d"
