@@ -21,6 +21,7 @@ mod native;
 mod quarantine;
 mod reading;
 mod request;
+mod rotate;
 mod route;
 mod sealing;
 mod server;

@@ -45,8 +45,13 @@ impl Alerts {
         held(&self.told).take()
     }
 
-    /// How many of each rule there were.
+    /// How many of each rule there were, none included.
     pub(super) fn counts(&self) -> BTreeMap<&'static str, u64> {
-        held(&self.counts).clone()
+        let rules = Event::ALL
+            .into_iter()
+            .filter_map(|event| event.as_str().strip_prefix("alert."));
+        let mut counts: BTreeMap<_, _> = rules.map(|rule| (rule, 0)).collect();
+        counts.extend(&*held(&self.counts));
+        counts
     }
 }

@@ -38,6 +38,13 @@ pub struct Args {
     pub json: bool,
 }
 
+impl Args {
+    /// Asks the daemon.
+    pub fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
+        self.target.ask(method, path, body)
+    }
+}
+
 /// What the daemon answered.
 pub struct Reply {
     pub status: StatusCode,

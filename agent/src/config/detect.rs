@@ -7,6 +7,7 @@ use hyper::Uri;
 use keyhatch_protocol::Name;
 
 use super::Depth;
+use super::rotation::Rotation;
 use super::route::Route;
 use super::section::{Section, Value, one_of};
 use crate::files::{self, Holds};
@@ -140,6 +141,7 @@ fn read_webhook(value: &Value<'_>, report: &mut Report) -> Option<Webhook> {
 pub(super) fn read_honeytokens(
     sections: &[Section<'_>],
     routes: &[Route],
+    rotations: &[Rotation],
     report: &mut Report,
 ) -> Vec<Name> {
     let mut names: Vec<Name> = Vec::new();
@@ -159,6 +161,12 @@ pub(super) fn read_honeytokens(
                 continue;
             }
         };
+        if rotations.iter().any(|rotation| rotation.secret == name) {
+            let text = format!(
+                "the honeytoken {name} is to be rotated, but it is real nowhere; name another"
+            );
+            report.error(&given.place, text);
+        }
         if routes.iter().any(|route| route.secret == name) {
             let text = format!(
                 "the honeytoken {name} is the secret of a route, which would send what is real nowhere; name another"

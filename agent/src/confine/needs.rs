@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    Aws, Config, KeySource, Metrics, Notify, Platform, Source, SourceKind, Vault, VaultAuth,
+    Aws, Config, Driver, KeySource, Metrics, Notify, Platform, Source, SourceKind, Vault, VaultAuth,
 };
 use crate::http::Address;
 use crate::policy::Kind;
@@ -105,6 +105,14 @@ impl Needs {
                 }
             }
             None => {}
+        }
+        for rotation in &config.rotations {
+            // A reload looks at whose it is.
+            if let Driver::Exec(program) = &rotation.driver
+                && let Some(program) = program.command.first()
+            {
+                needs.read_beside(Path::new(program));
+            }
         }
         needs.programs = config.policy.bots().iter().any(|bot| {
             let selectors = bot.selectors();

@@ -67,6 +67,7 @@ impl Daemon {
         self.context.dropin.store(Arc::new(fresh.dropin.clone()));
         self.context.routes.store(Arc::new(routes));
         self.context.detect.set_rules(&fresh);
+        self.context.rotations.set(&fresh.rotations);
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

@@ -11,7 +11,6 @@ mod told;
 
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -71,9 +70,10 @@ pub struct Seen<'a> {
 }
 
 impl Detect {
-    /// Detection with what `state_dir` remembers.
-    pub fn open(state_dir: &Path, cache: Arc<Cache>, audit: Arc<Log>) -> io::Result<Self> {
-        Ok(Self {
+    /// Detection by the rules of `config`, with what its `state_dir` remembers.
+    pub fn open(config: &Config, cache: Arc<Cache>, audit: Arc<Log>) -> io::Result<Self> {
+        let state_dir = &config.agent.state_dir;
+        let detect = Self {
             cache,
             audit,
             rules: ArcSwap::default(),
@@ -82,7 +82,9 @@ impl Detect {
             scans: Mutex::default(),
             told: Mutex::default(),
             notified: Notified::default(),
-        })
+        };
+        detect.set_rules(config);
+        Ok(detect)
     }
 
     /// Makes the rules of `config` those that count, and serves its honeytokens.

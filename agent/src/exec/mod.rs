@@ -15,7 +15,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, Notify};
+use crate::config::{self, Config, Driver, Notify};
+use crate::rotation::Step;
 
 pub use runner::Runner;
 pub use step::serve_one;
@@ -89,14 +90,34 @@ pub enum ExecError {
     Helper(String),
 }
 
-/// Every program that a configuration names.
+/// Every program that a configuration names: a driver's once for each step.
 #[must_use]
 pub fn allowed_programs(config: &Config) -> Vec<Program> {
-    let mut programs = Vec::new();
-    if let Some(Notify::Exec(command)) = &config.detect.notify {
-        programs.push(notify_program(command));
+    let drivers = config
+        .rotations
+        .iter()
+        .filter_map(|rotation| match &rotation.driver {
+            Driver::Exec(program) => Some(program),
+            _ => None,
+        });
+    let steps = drivers.flat_map(|program| Step::ALL.map(|step| of_step(program, step)));
+    let notify = match &config.detect.notify {
+        Some(Notify::Exec(command)) => Some(notify_program(command)),
+        _ => None,
+    };
+    steps.chain(notify).collect()
+}
+
+/// A driver program as it is run for one step.
+#[must_use]
+pub fn of_step(program: &config::Program, step: Step) -> Program {
+    let mut command = program.command.clone();
+    command.push(step.as_str().to_owned());
+    Program {
+        command,
+        user: program.user.clone(),
+        timeout: program.timeout,
     }
-    programs
 }
 
 /// The program of `[detect].notify` as it is run.
