@@ -263,3 +263,13 @@ def test_a_program_gets_each_record_on_its_standard_input_outside_of_the_daemon(
         assert agent.read(TOKEN, ALICE).status == 200 and agent.read(OTHER, BOB).status == 403
         eventually(lambda: paged.exists() and paged.read_text().count("\n") == 2)
         assert [json.loads(line) for line in paged.read_text().splitlines()] == agent.records(event="alert.honeytoken")
+
+
+def test_a_bot_that_is_released_and_does_it_again_on_its_old_connection_is_quarantined_again():
+    root = '[[bot]]\nname = "root"\nmatch = { uid = 0 }\nroles = ["reader"]\n'
+    with Agent(QUARANTINE + root) as agent:
+        connection = agent.connect()
+        for alerts in [1, 2]:
+            assert [connection.get(path).status for path in [NATIVE, NATIVE, "/v1/secrets/app/key"]] == [200, 403, 403]
+            assert len(agent.records(event="alert.honeytoken", quarantined=True)) == alerts
+            agent.ops("quarantine", "release", "root")
