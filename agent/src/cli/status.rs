@@ -148,7 +148,10 @@ fn of_bots(status: &Json) -> String {
     );
     for (word, count) in [
         ("over a limit", number(&requests["limited"])),
-        ("refused for want of a record", number(&status["audit"]["refused"])),
+        (
+            "refused for want of a record",
+            number(&status["audit"]["refused"]),
+        ),
     ] {
         if count > 0 {
             let _ = write!(told, ", {count} {word}");
