@@ -272,6 +272,7 @@ impl AdminServer {
         let context = &self.context;
         let arena = context.cache.arena();
         let audit = context.audit.stats();
+        let rotations = context.rotations.all();
         let sources: Vec<Json> = context.sources.all_by_name().iter().map(|(name, state)| json!({
             "name": &**name, "state": state.word(), "loaded": state.loaded, "trouble": state.trouble,
             "secrets": state.secrets, "generation": state.generation, "last_success": state.last_success,
@@ -288,6 +289,12 @@ impl AdminServer {
             "sealed": context.cache.is_sealed(),
             "config_changed_on_disk": context.config_files.load().changed(),
             "connections": context.limits.connections(),
+            "bots": context.policy.load().bots().len(),
+            "requests": {
+                "allowed": context.counts.allowed.load(Relaxed), "denied": context.counts.denied.load(Relaxed),
+                "limited": context.counts.limited.load(Relaxed), "bad": context.counts.bad.load(Relaxed),
+            },
+            "rotations": { "failing": rotations.iter().filter(|one| one.state == "failing").count(), "all": rotations.len() },
             "secret_memory": { "used": arena.used(), "size": arena.size() },
             "sources": sources,
             "audit": {
