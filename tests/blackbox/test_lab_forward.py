@@ -23,6 +23,8 @@ RuntimeDirectory=keyhatch keyhatch-admin
 """
 REMOTE = "/etc/systemd/system/systemd-journal-remote.service.d/http.conf"
 RECEIVER = "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-journal-remote --listen-http=-3 --output=/var/log/journal/remote/\n"
+SENDER = "/etc/systemd/system/systemd-journal-upload.service.d/on.conf"
+FOR_EVER = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=1\n"
 UPLOAD = "/etc/systemd/journal-upload.conf"
 
 
@@ -63,17 +65,18 @@ def received(machine):
 
 def test_every_record_arrives_with_its_fields_also_those_of_an_outage(machine):
     machine.write(REMOTE, RECEIVER)
+    machine.write(SENDER, FOR_EVER)
     machine.write(UPLOAD, "[Upload]\nURL=http://127.0.0.1:19532\n")
     machine.systemctl("daemon-reload")
     machine.systemctl("start", "systemd-journal-remote.socket")
     machine.systemctl("start", "systemd-journal-upload")
     ask(machine, 5)
     eventually(lambda: len(received(machine)) > 5, 60, pause=0.3)
-    # The receiver is away meanwhile; the sender goes on where it was.
+    # The receiver is away meanwhile; the sender ends, begins anew, and goes on where it was.
     machine.systemctl("stop", "systemd-journal-remote.socket", "systemd-journal-remote.service")
     ask(machine, 5)
+    eventually(lambda: int(machine.show("systemd-journal-upload", "NRestarts")) > 0, 60)
     machine.systemctl("start", "systemd-journal-remote.socket")
-    machine.systemctl("restart", "systemd-journal-upload")
     last = json.loads(machine.run("/opt/keyhatch/keyhatchd", "status", "--json", "--config", "/etc/keyhatch/keyhatch.toml").stdout)["audit"]["seq"]
     numbers = set(range(1, last + 1))
     eventually(lambda: numbers <= set(received(machine)), 60, pause=0.3)

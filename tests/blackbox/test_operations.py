@@ -97,3 +97,19 @@ def test_a_backup_is_restored_as_the_runbook_says():
         eventually(lambda: agent.read("app/key", ALICE).json()["value"] == CANARY)
         assert agent.records(event="admin.accepted_older")
         assert agent.ops("status").stdout.startswith(f"keyhatchd {agent.status()['agent']['version']} serves\n")
+
+
+def test_a_host_whose_key_is_lost_goes_on_with_the_recovery_key():
+    with Agent() as agent:
+        recovery = agent.dir / "recovery.key"
+        agent.ops("store", "key", "add", "recovery", f"file:{recovery}")
+        lost = re.search(r'key *= "file:(.*)"', agent.head)[1]
+        (agent.dir / lost).unlink()
+        assert agent.read("app/key", ALICE).json()["value"] == CANARY, "it serves what it has"
+        agent.stop()
+        agent.head = agent.head.replace(lost, str(recovery))
+        agent.write_policy(Agent.POLICY)
+        agent.start()
+        assert agent.read("app/key", ALICE).json()["value"] == CANARY
+        agent.ops("store", "key", "add", "next", f"file:{agent.dir / 'next.key'}")
+        assert "next" in agent.ops("store", "key", "list").stdout
