@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use keyhatch_protocol::DEFAULT_ADMIN_SOCKET;
 use nix::unistd::geteuid;
 use serde_json::Value as Json;
 use tokio::net::UnixStream;
@@ -92,7 +93,10 @@ impl Target {
             return Ok((socket.clone(), false));
         }
         let Some(config) = &self.config else {
-            return Ok((paths::admin_socket(), true));
+            let socket = paths::admin_socket();
+            // Only root makes folders in /run.
+            let guessed = socket != Path::new(DEFAULT_ADMIN_SOCKET);
+            return Ok((socket, guessed));
         };
         let config = config::load(config, Depth::ContentOnly).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
