@@ -79,8 +79,12 @@ class Hostile:
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True)
             with sock, sock.makefile("rb") as lines:
-                while self.one(sock, lines):
-                    pass
+                try:
+                    while self.one(sock, lines):
+                        pass
+                finally:
+                    # A child that was forked meanwhile holds the socket, too.
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def one(self, sock, lines):
         head = b""

@@ -361,8 +361,9 @@ def test_man_pages_for_every_verb(program, tmp_path):
     verb(program, "man", "--dir", str(tmp_path))
     pages = {path.name: path.read_text() for path in tmp_path.iterdir()}
     name = os.path.basename(program)
+    section = 1 if program == KEYHATCH else 8
     wanted = ["", "-get", "-watch"] if program == KEYHATCH else ["", "-run", "-explain", "-store-put", "-audit-query"]
     for end in wanted:
-        page = pages[f"{name}{end}.1"]
+        page = pages[f"{name}{end}.{section}"]
         assert ".TH " in page and ".SH NAME" in page and ".SH SYNOPSIS" in page
     assert all(len(page) > 200 for page in pages.values())

@@ -68,15 +68,39 @@ def test_boto3_and_the_aws_cli(moto):
     moto.put("Other", "CANARY-other")
     source = fetching.aws(moto, prefetch=["*"])
     with host("boto3", fetching.fetcher(source, policy=policy("boto3"), env=fetching.AWS_KEYS)) as bot:
-        known = {"AWS_ENDPOINT_URL_SECRETS_MANAGER": moto.address, "AWS_DEFAULT_REGION": fetching.REGION,
-                 "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         listed = lambda names: f"{WELCOME}{KEY}\nMySecretId\n{names}\nMySecretId\n"
-        assert bot.script("before.sh", **known) == listed("MySecretId\tOther")
+        assert bot.script("before.sh", **of_moto(moto)) == listed("MySecretId\tOther")
         eventually(lambda: bot.agent.read("aws/MySecretId").status == 200)
         assert bot.script("after.sh") == listed("MySecretId"), "what it may see, without credentials of its own"
         assert bot.run("python3", "after.py").stdout == WELCOME
         denied = bot.run(KEYHATCH, "bridge", "--", "aws", "secretsmanager", "get-secret-value", "--secret-id", "Other")
         assert denied.returncode != 0 and "AccessDeniedException" in denied.stderr and "CANARY" not in denied.stdout
+
+
+def test_a_bot_that_asks_for_a_rotation(moto):
+    moto.put("MySecretId", KEY)
+    dropin, role = (FILES / "boto3" / "keyhatch.toml").read_text().split("[role.my-bot]")
+    may, may_not = (BOT + dropin + text for text in [(FILES / "boto3" / "rotate.toml").read_text(), "[role.my-bot]" + role])
+    with host("boto3", fetching.fetcher(fetching.aws(moto), policy=may, env=fetching.AWS_KEYS)) as bot:
+        before = bot.run("python3", "rotate.py", **of_moto(moto))
+        assert before.returncode == 0 and json.loads(before.stdout)["Name"] == "MySecretId", before
+        # Without a function that makes one, moto leaves the new version without a value.
+        moto.put("MySecretId", KEY)
+        held = lambda: bot.agent.read("aws/MySecretId", 0).json().get("value")
+        eventually(lambda: held() == KEY)
+        after = bot.run("bash", "-eu", "after-rotate.sh")
+        assert after.returncode == 0 and json.loads(after.stdout)["Name"] == "MySecretId", after
+        moto.put("MySecretId", "CANARY-rotated")
+        eventually(lambda: held() == "CANARY-rotated", 30)
+        bot.agent.write_policy(may_not)
+        bot.agent.ops("reload")
+        assert "(AccessDeniedException)" in bot.run("bash", "-eu", "after-rotate.sh").stderr
+
+
+def of_moto(moto):
+    """What a bot has in its environment that asks AWS itself."""
+    return {"AWS_ENDPOINT_URL_SECRETS_MANAGER": moto.address, "AWS_DEFAULT_REGION": fetching.REGION, "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x"}
 
 
 def test_the_agent_of_aws():
@@ -167,7 +191,7 @@ def machine():
             machine.copy(BIN / program, f"/usr/local/bin/{program}", 0o755)
         shutil.copytree(PYTHON, machine.path("/usr/local/lib/keyhatch-python"))
         machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
-        machine.write("/etc/keyhatch/conf.d/my-bot.toml", (FILES / "policy.toml").read_text())
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", POLICY)
         machine.sh("useradd my-bot; mkdir -p /srv/my-bot /run/keyhatch /run/keyhatch-admin /var/lib/keyhatch")
         machine.sh("keyhatchd store init --store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key")
         machine.unit("keyhatchd.service", DAEMON)
@@ -191,6 +215,10 @@ def test_systemd_and_the_first_steps(machine):
         assert "allow" in script(machine, FILES / "check.sh")
         assert bot_says(machine, "after.service") == welcome
         assert bot_says(machine, "file.service") == welcome
+        bot, role = (FILES / "systemd" / "credentials.toml").read_text(), POLICY[POLICY.index("[role"):]
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", bot + role)
+        machine.run("keyhatchd", "reload")
+        assert bot_says(machine, "same.service") == welcome
         doctor = f"[Service]\nExecStartPre={(FILES / 'doctor.sh').read_text()}"
         machine.write("/etc/systemd/system/my-bot.service.d/doctor.conf", doctor)
         *found, last = bot_says(machine, "after.service")

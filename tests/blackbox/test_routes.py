@@ -400,6 +400,11 @@ def test_connections_are_kept_warm_and_a_dead_one_is_no_failure(place):
     assert place.tls.connections == before
     for _ in range(4):
         assert place.use("clear/once").status == 200
+    # One that the upstream closes instead of answering, too: then the request is made on a new one.
+    assert place.use("clear/status?code=200").status == 200
+    reply = place.use("clear/hang-up")
+    assert (reply.status, reply.json()["code"]) == (502, "upstream_failed")
+    assert [request.path for request in place.clear.seen[-2:]] == ["/hang-up"] * 2
 
 
 def test_limits_are_each_bots_own(place):

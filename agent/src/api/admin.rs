@@ -30,7 +30,7 @@ use super::id::RequestId;
 use super::sealing::SealMark;
 use super::server::{DRAIN, Server};
 use super::{metrics, store_verbs};
-use crate::audit::{Entry, Event, Facts, Verdict, Who};
+use crate::audit::{Entry, Event, Facts, Verdict, Who, extra};
 use crate::config::Admin;
 use crate::identity::Peer;
 use crate::sources::{Asked, ByOperator, KeeperError};
@@ -72,6 +72,18 @@ pub struct Operator {
     /// For the record of a store.
     pub actor: Actor,
     who: Arc<Who>,
+}
+
+impl Operator {
+    fn entry<'a>(&'a self, event: Event, decision: Verdict, id: &'a RequestId) -> Entry<'a> {
+        Entry {
+            decision,
+            who: Some(&*self.who),
+            surface: "admin",
+            request_id: Some(id.as_str()),
+            ..Entry::of(event)
+        }
+    }
 }
 
 /// A request that is being answered; also where its peer goes before the end.
@@ -178,6 +190,10 @@ impl AdminServer {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => answer::document(StatusCode::OK, &self.status()),
+            (&Method::GET, "/v1/rotation") => {
+                let rotations = self.context.rotations.all();
+                answer::document(StatusCode::OK, &json!({ "rotations": rotations }))
+            }
             (&Method::GET, "/v1/metrics") => {
                 answer::text(metrics::KIND, metrics::render(&self.context))
             }
@@ -192,6 +208,21 @@ impl AdminServer {
             (&Method::POST, "/v1/unseal") => {
                 self.recorded(Event::AdminUnsealed, operator, id, self.unseal())
                     .await
+            }
+            (&Method::GET, "/v1/quarantine") => self.quarantined(),
+            (&Method::POST, "/v1/quarantine/release") => {
+                let query = parameters(request.uri().query().unwrap_or_default());
+                let bot = query.iter().find(|(key, _)| key == "bot");
+                let bot = bot.map(|(_, bot)| bot.clone()).unwrap_or_default();
+                let about = extra(&[("released", bot.as_str().into())]);
+                let entry = Entry {
+                    extra: Some(&about),
+                    ..operator.entry(Event::AdminReleased, Verdict::Allow, &id)
+                };
+                if self.context.audit.keep(&entry).is_err() {
+                    return answer::problem(Code::AuditUnavailable, &id, None);
+                }
+                self.release(id, &bot)
             }
             (_, path) if path.starts_with("/v1/store/") => {
                 let act = self.store(operator, id, request);
@@ -233,13 +264,7 @@ impl AdminServer {
     }
 
     fn record(&self, event: Event, decision: Verdict, operator: &Operator, id: &RequestId) -> bool {
-        let entry = Entry {
-            decision,
-            who: Some(&*operator.who),
-            surface: "admin",
-            request_id: Some(id.as_str()),
-            ..Entry::of(event)
-        };
+        let entry = operator.entry(event, decision, id);
         self.context.audit.keep(&entry).is_ok()
     }
 
@@ -247,6 +272,7 @@ impl AdminServer {
         let context = &self.context;
         let arena = context.cache.arena();
         let audit = context.audit.stats();
+        let rotations = context.rotations.all();
         let sources: Vec<Json> = context.sources.all_by_name().iter().map(|(name, state)| json!({
             "name": &**name, "state": state.word(), "loaded": state.loaded, "trouble": state.trouble,
             "secrets": state.secrets, "generation": state.generation, "last_success": state.last_success,
@@ -263,6 +289,12 @@ impl AdminServer {
             "sealed": context.cache.is_sealed(),
             "config_changed_on_disk": context.config_files.load().changed(),
             "connections": context.limits.connections(),
+            "bots": context.policy.load().bots().len(),
+            "requests": {
+                "allowed": context.counts.allowed.load(Relaxed), "denied": context.counts.denied.load(Relaxed),
+                "limited": context.counts.limited.load(Relaxed), "bad": context.counts.bad.load(Relaxed),
+            },
+            "rotations": { "failing": rotations.iter().filter(|one| one.state == "failing").count(), "all": rotations.len() },
             "secret_memory": { "used": arena.used(), "size": arena.size() },
             "sources": sources,
             "audit": {

@@ -14,6 +14,7 @@ use super::limits::Connected;
 use super::surface::Surface;
 use crate::audit::{Entry, Event, Phrase, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
+use crate::detect::Seen;
 use crate::identity::{Peer, Standing};
 use crate::policy::{BotMatch, Changeable, Decision, Policy, Reason, Refusal};
 use crate::sources::engine::Supply;
@@ -225,11 +226,12 @@ impl Connection {
             ..Entry::of(Event::SecretList)
         };
         self.count(granted);
-        let _ = self
+        let kept = self
             .context
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
+        self.tell(bound, id, reason, &entry, &kept);
         if granted {
             Ok(())
         } else {
@@ -261,6 +263,11 @@ impl Connection {
         let untold = self.stall.may_miss_exit() || matches!(self.door, Door::Credentials(_));
         if untold && self.peer.has_exited() {
             return Some(Refusal::PeerGone);
+        }
+        if let Some(bot) = bound.who.bot()
+            && self.context.detect.quarantine().holds(bot)
+        {
+            return Some(Refusal::Quarantined);
         }
         let looked_at = bound.changeable;
         match self
@@ -304,10 +311,33 @@ impl Connection {
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
-        if allowed && let (None, Some(version)) = (wish.extra, wish.version) {
+        self.tell(bound, id, decision.reason(), &entry, &kept);
+        // Each read of a honeytoken is looked at.
+        let again = allowed && !self.context.detect.is_honeytoken(wish.name.as_str());
+        if again && let (None, Some(version)) = (wish.extra, wish.version) {
             bound.remember(wish, version, Phrase::of(&entry));
         }
         Ok(kept)
+    }
+
+    /// Has detection look at what was recorded.
+    fn tell(
+        &self,
+        bound: &Bound,
+        id: &RequestId,
+        reason: Reason,
+        entry: &Entry<'_>,
+        kept: &Receipt,
+    ) {
+        self.context.detect.saw(&Seen {
+            name: entry.secret.unwrap_or_default(),
+            reason,
+            who: &bound.who,
+            uid: self.peer.uid(),
+            surface: entry.surface,
+            request_id: id.as_str(),
+            seq: kept.seq(),
+        });
     }
 
     pub(super) fn count(&self, allowed: bool) {

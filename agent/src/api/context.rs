@@ -12,10 +12,12 @@ use super::limits::Limits;
 use crate::audit::Log;
 use crate::cache::Cache;
 use crate::config::{Dropin, Stamps};
+use crate::detect::Detect;
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
+use crate::rotation::Rotations;
 use crate::routes::Routes;
 use crate::sources::engine::{Supply, Upstreams};
 use crate::sources::{Owners, States};
@@ -35,11 +37,15 @@ pub struct Context {
     /// Whose a name is.
     pub owners: Owners,
     /// Those of them that are asked over the network.
-    pub upstreams: Upstreams,
+    pub upstreams: Arc<Upstreams>,
+    /// Rotations on schedule.
+    pub rotations: Rotations,
     /// The record of truth.
     pub audit: Arc<Log>,
     /// Upstreams that secrets are used at. A reload swaps them together with the policy.
     pub routes: ArcSwap<Routes>,
+    /// What looks at decisions once they are recorded.
+    pub detect: Detect,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
     /// Runs the programs that the configuration names.

@@ -54,12 +54,33 @@ pub fn render(context: &Context) -> String {
         "Promises that this host does not let the agent keep.",
         context.health.missing().len() as u64,
     );
+    rotations(&mut out, context);
     memory(&mut out, context);
     sources(&mut out, context);
     routes(&mut out, context);
     audit(&mut out, context);
     out.0.push_str("# EOF\n");
     out.0
+}
+
+fn rotations(out: &mut Text, context: &Context) {
+    let (done, failed) = context.rotations.counts();
+    out.head(
+        "keyhatch_rotations",
+        "counter",
+        "Steps of rotations that failed, and rotations that are done.",
+    );
+    for (result, count) in [("done", done), ("failed", failed)] {
+        let labels = format!("{{result=\"{result}\"}}");
+        out.sample("keyhatch_rotations_total", &labels, count);
+    }
+    let all = context.rotations.all();
+    let failing = all.iter().filter(|rotation| rotation.state == "failing");
+    out.gauge(
+        "keyhatch_rotations_failing",
+        "Rotations whose last step failed and is tried again.",
+        failing.count() as u64,
+    );
 }
 
 fn memory(out: &mut Text, context: &Context) {
@@ -184,6 +205,31 @@ fn routes(out: &mut Text, context: &Context) {
 
 fn audit(out: &mut Text, context: &Context) {
     let audit = context.audit.stats();
+    out.head("keyhatch_alerts", "counter", "Alerts that were recorded.");
+    for (rule, count) in &audit.alerts {
+        let labels = format!("{{alert=\"{rule}\"}}");
+        out.sample("keyhatch_alerts_total", &labels, *count);
+    }
+    let notified = context.detect.notified();
+    out.head(
+        "keyhatch_notifications",
+        "counter",
+        "What became of alerts for [detect].notify.",
+    );
+    for (result, count) in [
+        ("sent", &notified.sent),
+        ("failed", &notified.failed),
+        ("limited", &notified.limited),
+    ] {
+        let labels = format!("{{result=\"{result}\"}}");
+        out.sample("keyhatch_notifications_total", &labels, count.load(Relaxed));
+    }
+    let quarantined = context.detect.quarantine().all().len() as u64;
+    out.gauge(
+        "keyhatch_quarantined_bots",
+        "Bots in quarantine.",
+        quarantined,
+    );
     out.counter(
         "keyhatch_audit_records",
         "Records kept, by the number of the last.",

@@ -126,6 +126,7 @@ impl AdminServer {
         self.ask(Asked::Unseal(reply));
         let _ = done.await;
         self.context.upstreams.unseal().await;
+        self.context.detect.serve();
         let _ = self.context.audit.keep(&Entry::of(Event::AgentUnsealed));
         let reasons = self.context.status().reasons;
         let unsealed = json!({ "sealed": false, "reasons": reasons });

@@ -1,5 +1,6 @@
 //! The log that requests see: [`Log::keep`] renders a record, chains it and copies it into the segment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -13,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::alerts::Alerts;
 use super::archive::{self, Crowd, Job};
 use super::chain::Head;
 use super::entry::Entry;
@@ -57,6 +59,8 @@ pub struct Stats {
     pub refused: u64,
     /// Requests served without one (`on_failure = "allow"`).
     pub unrecorded: u64,
+    /// Alerts by rule.
+    pub alerts: BTreeMap<&'static str, u64>,
     /// Syncs to disk.
     pub syncs: u64,
     /// The last thing that went wrong, whether or not it is over.
@@ -97,6 +101,7 @@ impl Log {
             bell: Bell::default(),
             journal: Journal::new(sent.map_or(found.head.seq, |sent| sent.min(found.head.seq))),
             crowd: Crowd::default(),
+            alerts: Alerts::default(),
             counters: Counters::default(),
             last_error: Mutex::new(None),
             settings,
@@ -176,6 +181,12 @@ impl Log {
         self.inner.writer().head
     }
 
+    /// The records of alerts, from the opening of the log on; `None` for whoever asks second.
+    #[must_use]
+    pub fn alerts(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        self.inner.alerts.listen()
+    }
+
     /// How the log stands.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -205,6 +216,7 @@ impl Log {
             flooded: held(&inner.floods).total,
             refused: count(&inner.counters.refused),
             unrecorded: count(&inner.counters.unrecorded),
+            alerts: inner.alerts.counts(),
             syncs: count(&inner.counters.syncs),
             last_error: held(&inner.last_error).clone(),
         }

@@ -10,6 +10,7 @@
 // A test may fail by a panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod alerts;
 mod archive;
 mod chain;
 mod entry;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::EventFd;
 
+use super::alerts::Alerts;
 use super::archive::{Crowd, Job};
 use super::chain::Hash;
 use super::chain::Head;
@@ -36,6 +37,7 @@ pub(super) struct Inner {
     pub bell: Bell,
     pub journal: Journal,
     pub crowd: Crowd,
+    pub alerts: Alerts,
     pub counters: Counters,
     pub last_error: Mutex<Option<String>>,
 }
@@ -109,7 +111,11 @@ impl Inner {
 
     /// Appends a record unless the log is down.
     pub(super) fn append(&self, entry: &Entry<'_>) -> Result<u64, Unavailable> {
-        self.append_with(|writer| writer.put(entry, &self.settings))
+        self.append_with(|writer| {
+            let seq = writer.put(entry, &self.settings)?;
+            self.alerts.take(entry.event, &writer.line);
+            Ok(seq)
+        })
     }
 
     /// Appends the record of a phrase unless the log is down.

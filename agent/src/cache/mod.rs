@@ -16,11 +16,14 @@ use arc_swap::{ArcSwap, Guard};
 use keyhatch_protocol::Name;
 use tokio::sync::watch;
 
-pub use entry::{Entry, Form, Freshness, Kind, Version};
+pub use entry::{Entry, Form, Freshness, Kind, Shape, Version};
 pub use lease::{Lease, Permit};
 pub use render::{About, STALE};
 
 use crate::sys::arena::{Arena, Full};
+
+/// The source of what is real nowhere. No source of the configuration can be called so.
+pub const DECOYS: &str = "";
 
 /// Why a value is not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,11 @@ impl Snapshot {
             .iter()
             .take_while(move |name| name.as_str().starts_with(prefix))
             .filter_map(|name| self.entries.get(name))
+    }
+
+    fn is_decoy(&self, name: &Name) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|entry| &*entry.source == DECOYS)
     }
 
     /// How many secrets of one source there are.
@@ -152,6 +160,10 @@ impl Cache {
             .map(|(name, entry)| (name.clone(), Arc::clone(entry)))
             .collect();
         for entry in entries {
+            if before.is_decoy(&entry.name) {
+                tells_of_decoy(&entry);
+                continue;
+            }
             match before.entries.get(&entry.name) {
                 Some(old) if old.current.id() == entry.current.id() => {}
                 old => {
@@ -175,6 +187,20 @@ impl Cache {
         changes
     }
 
+    /// Serves `decoys` as all that are real nowhere, whatever a source has of the same names. Does nothing while
+    /// sealed.
+    pub fn publish_decoys(&self, decoys: Vec<Arc<Entry>>) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.snapshot.load_full();
+        if self.is_sealed() || decoys.is_empty() && before.of_source(DECOYS) == 0 {
+            return;
+        }
+        let mut next = before.entries.clone();
+        next.retain(|_, entry| &*entry.source != DECOYS);
+        next.extend(decoys.into_iter().map(|decoy| (decoy.name.clone(), decoy)));
+        self.swap(next);
+    }
+
     /// Serves `entries` besides, or instead of those of the same names, and no longer what is `removed`. Does
     /// nothing while sealed.
     pub fn update(&self, entries: Vec<Arc<Entry>>, removed: &[Name]) -> Changes {
@@ -183,8 +209,9 @@ impl Cache {
         if self.is_sealed() || entries.is_empty() && removed.is_empty() {
             return changes;
         }
-        let mut next = self.snapshot.load().entries.clone();
-        for name in removed {
+        let before = self.snapshot.load();
+        let mut next = before.entries.clone();
+        for name in removed.iter().filter(|name| !before.is_decoy(name)) {
             if let Some(old) = next.remove(name) {
                 changes
                     .removed
@@ -192,6 +219,10 @@ impl Cache {
             }
         }
         for entry in entries {
+            if before.is_decoy(&entry.name) {
+                tells_of_decoy(&entry);
+                continue;
+            }
             let (name, version) = (entry.name.clone(), Arc::clone(entry.current.id()));
             match next.insert(name.clone(), entry) {
                 Some(old) if *old.current.id() == version => {}
@@ -246,4 +277,12 @@ impl Cache {
         self.snapshot.store(Arc::new(Snapshot { entries, names }));
         self.wake();
     }
+}
+
+/// A real value is never given out for one that is real nowhere.
+fn tells_of_decoy(entry: &Entry) {
+    let (name, source) = (&entry.name, &entry.source);
+    tracing::warn!(
+        "{name} is a honeytoken and a secret of {source}, which nobody gets; rename one"
+    );
 }

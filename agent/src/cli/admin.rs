@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use keyhatch_protocol::DEFAULT_ADMIN_SOCKET;
 use nix::unistd::geteuid;
 use serde_json::Value as Json;
 use tokio::net::UnixStream;
@@ -32,10 +33,17 @@ pub struct Target {
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    target: Target,
+    pub target: Target,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+}
+
+impl Args {
+    /// Asks the daemon.
+    pub fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
+        self.target.ask(method, path, body)
+    }
 }
 
 /// What the daemon answered.
@@ -85,7 +93,10 @@ impl Target {
             return Ok((socket.clone(), false));
         }
         let Some(config) = &self.config else {
-            return Ok((paths::admin_socket(), true));
+            let socket = paths::admin_socket();
+            // Only root makes folders in /run.
+            let guessed = socket != Path::new(DEFAULT_ADMIN_SOCKET);
+            return Ok((socket, guessed));
         };
         let config = config::load(config, Depth::ContentOnly).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -8,6 +8,8 @@ mod exec_step;
 mod explain;
 mod generate;
 mod paths;
+mod quarantine;
+mod rotation;
 mod run;
 mod status;
 mod store;
@@ -66,9 +68,14 @@ enum Verb {
     /// Show how the running daemon is
     #[command(after_help = "Example: keyhatchd status --json")]
     Status(admin::Args),
+    /// Show how the rotations of the running daemon stand
+    #[command(subcommand)]
+    Rotation(rotation::Verb),
     /// Have the running daemon read its configuration anew; exit 78 where it is refused
     #[command(after_help = "Example: keyhatchd reload")]
     Reload(admin::Args),
+    /// Bots that get nothing until they are released
+    Quarantine(quarantine::Args),
     /// Wipe every value from memory at once
     #[command(after_help = "Example: keyhatchd seal")]
     Seal(admin::Args),
@@ -111,7 +118,9 @@ pub fn main() -> ExitCode {
         Verb::Store(args) => store::store(args),
         Verb::Audit(args) => audit::audit(args),
         Verb::Status(args) => admin::status(&args),
+        Verb::Rotation(verb) => rotation::rotation(&verb),
         Verb::Reload(args) => admin::reload(&args),
+        Verb::Quarantine(args) => quarantine::quarantine(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),
         Verb::ExecStep(at) => exec_step::exec_step(&at),

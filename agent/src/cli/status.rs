@@ -38,7 +38,7 @@ pub fn render(status: &Json) -> String {
     );
     line("configuration", text(&agent["config"]));
     line("socket", text(&agent["socket"]));
-    line("connections", &number(&status["connections"]).to_string());
+    line("bots", &of_bots(status));
     for source in list(&status["sources"]) {
         line(
             &format!("source {}", text(&source["name"])),
@@ -54,9 +54,10 @@ pub fn render(status: &Json) -> String {
     line(
         "audit log",
         &format!(
-            "{} records, {}",
+            "{} records, {}, {} of them not in journald yet",
             number(&audit["seq"]),
-            size(&audit["bytes"])
+            size(&audit["bytes"]),
+            number(&audit["journald_behind"])
         ),
     );
     if number(&audit["flooded"]) > 0 {
@@ -106,6 +107,18 @@ fn troubles(status: &Json) -> Vec<String> {
             _ => {}
         }
     }
+    let unrecorded = number(&audit["unrecorded"]);
+    if unrecorded > 0 {
+        found.push(format!(
+            "{unrecorded} requests were served without a record (on_failure = \"allow\")"
+        ));
+    }
+    let failing = number(&status["rotations"]["failing"]);
+    if failing > 0 {
+        found.push(format!(
+            "{failing} rotations fail and are tried again; `keyhatchd rotation status` says why"
+        ));
+    }
     let told = ["sealed", "no audit record", "source "];
     let others = texts(&status["reasons"])
         .filter(|reason| !told.iter().any(|start| reason.starts_with(start)));
@@ -121,6 +134,30 @@ fn troubles(status: &Json) -> Vec<String> {
         ));
     }
     found
+}
+
+/// Who asks, and what they were answered since the daemon started.
+fn of_bots(status: &Json) -> String {
+    let requests = &status["requests"];
+    let mut told = format!(
+        "{} configured, {} connections; {} allowed, {} denied",
+        number(&status["bots"]),
+        number(&status["connections"]),
+        number(&requests["allowed"]),
+        number(&requests["denied"])
+    );
+    for (word, count) in [
+        ("over a limit", number(&requests["limited"])),
+        (
+            "refused for want of a record",
+            number(&status["audit"]["refused"]),
+        ),
+    ] {
+        if count > 0 {
+            let _ = write!(told, ", {count} {word}");
+        }
+    }
+    told
 }
 
 fn of_source(source: &Json) -> String {
@@ -189,7 +226,8 @@ mod tests {
         json!({
             "agent": { "version": "1.2.3", "pid": 7, "started": "2026-01-01T00:00:00Z", "config": "/c", "socket": "/s" },
             "ready": true, "reasons": [], "missing": [], "sealed": false, "config_changed_on_disk": false,
-            "connections": 2, "secret_memory": { "used": 1536, "size": 1 << 30 },
+            "connections": 2, "bots": 3, "requests": { "allowed": 5, "denied": 1, "limited": 0 },
+            "rotations": { "all": 1, "failing": 0 }, "secret_memory": { "used": 1536, "size": 1 << 30 },
             "sources": [{ "name": "local", "loaded": true, "trouble": null, "secrets": 1, "generation": 3,
                           "last_success": "2026-01-01T00:00:01Z" }],
             "audit": { "seq": 9, "trouble": null, "bytes": 100, "journald_behind": 0, "journald_error": null,
@@ -205,10 +243,10 @@ mod tests {
              running since  2026-01-01T00:00:00Z, pid 7\n\
              configuration  /c\n\
              socket         /s\n\
-             connections    2\n\
+             bots           3 configured, 2 connections; 5 allowed, 1 denied\n\
              source local   1 secret, generation 3, loaded 2026-01-01T00:00:01Z\n\
              secret memory  1.5 KiB of 1.0 GiB\n\
-             audit log      9 records, 100 bytes"
+             audit log      9 records, 100 bytes, 0 of them not in journald yet"
         );
     }
 
@@ -235,6 +273,19 @@ mod tests {
         );
         bad["sealed"] = true.into();
         assert!(render(&bad).starts_with("keyhatchd 1.2.3 is SEALED"));
+    }
+
+    #[test]
+    fn what_was_limited_refused_or_unrecorded_is_told_and_so_is_a_rotation_that_fails() {
+        let mut bad = status();
+        bad["requests"]["limited"] = 4.into();
+        bad["audit"]["refused"] = 6.into();
+        bad["audit"]["unrecorded"] = 7.into();
+        bad["rotations"]["failing"] = 1.into();
+        let text = render(&bad);
+        assert!(text.starts_with("keyhatchd 1.2.3 serves, but needs a look\n  ! 7 requests"));
+        assert!(text.contains("  ! 1 rotations fail"));
+        assert!(text.contains("1 denied, 4 over a limit, 6 refused for want of a record\n"));
     }
 
     #[test]

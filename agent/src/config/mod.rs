@@ -5,11 +5,13 @@
 
 mod agent;
 mod audit;
+mod detect;
 mod document;
 mod dropin;
 mod held;
 mod host;
 mod inject;
+mod rotation;
 mod route;
 mod rules;
 mod section;
@@ -20,12 +22,15 @@ mod upstream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyhatch_protocol::Name;
 use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use detect::{Detect, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Inject, Part, Template};
+pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
 pub use route::{Route, RouteLimits};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
@@ -36,14 +41,24 @@ pub use crate::policy::{Diagnostic, Place};
 use crate::policy::{Policy, Report, RouteInput, Rules, suggest};
 
 use document::Document;
-use section::{Section, Value, not_yet};
+use section::{Section, Value};
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
-/// The tables of this version, and those of later ones.
-const TABLES: [&str; 7] = ["agent", "audit", "bot", "dropin", "role", "route", "source"];
-const LATER_TABLES: [&str; 3] = ["detect", "honeytoken", "rotation"];
+/// The tables.
+const TABLES: [&str; 10] = [
+    "agent",
+    "audit",
+    "bot",
+    "detect",
+    "dropin",
+    "honeytoken",
+    "role",
+    "rotation",
+    "route",
+    "source",
+];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +84,12 @@ pub struct Config {
     pub dropin: Dropin,
     /// `[[route]]`.
     pub routes: Vec<Route>,
+    /// `[[honeytoken]]`: their names.
+    pub honeytokens: Vec<Name>,
+    /// `[detect]`.
+    pub detect: Detect,
+    /// `[[rotation]]`.
+    pub rotations: Vec<Rotation>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -132,7 +153,11 @@ fn assemble(
         &mut report,
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
+    let rotations = rotation::read_all(&parts.rotations, &sources, depth, &mut report);
     let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
+    let detect = detect::read(&parts.detect, depth, &mut report);
+    let honeytokens =
+        detect::read_honeytokens(&parts.honeytokens, &routes, &rotations, &mut report);
     let policy = read_policy(&parts, calls, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
@@ -152,6 +177,9 @@ fn assemble(
         audit,
         dropin,
         routes,
+        honeytokens,
+        detect,
+        rotations,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -166,9 +194,12 @@ struct Parts<'a> {
     audit: Section<'a>,
     dropin: Section<'a>,
     sources: Vec<Section<'a>>,
+    rotations: Vec<Section<'a>>,
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
     routes: Vec<Section<'a>>,
+    detect: Section<'a>,
+    honeytokens: Vec<Section<'a>>,
 }
 
 impl<'a> Parts<'a> {
@@ -178,9 +209,12 @@ impl<'a> Parts<'a> {
             audit: Section::new("[audit]"),
             dropin: Section::new("[dropin]"),
             sources: Vec::new(),
+            rotations: Vec::new(),
             bots: Vec::new(),
             roles: Vec::new(),
             routes: Vec::new(),
+            detect: Section::new("[detect]"),
+            honeytokens: Vec::new(),
         }
     }
 
@@ -190,12 +224,12 @@ impl<'a> Parts<'a> {
             "audit" => drop(self.audit.add(value, report)),
             "dropin" => drop(self.dropin.add(value, report)),
             "source" => self.sources.extend(value.sections(report)),
+            "rotation" => self.rotations.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),
+            "detect" => drop(self.detect.add(value, report)),
+            "honeytoken" => self.honeytokens.extend(value.sections(report)),
             "route" => self.routes.extend(value.sections(report)),
-            key if LATER_TABLES.contains(&key) => {
-                report.error(&value.place(), not_yet(&format!("`{key}`")));
-            }
             key => {
                 let text = format!("unknown table or key {key:?}, {}", suggest(key, TABLES));
                 report.error(&value.place(), text);

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    Aws, Config, KeySource, Metrics, Platform, Source, SourceKind, Vault, VaultAuth,
+    Aws, Config, Driver, KeySource, Metrics, Notify, Platform, Source, SourceKind, Vault, VaultAuth,
 };
 use crate::http::Address;
 use crate::policy::Kind;
@@ -91,6 +91,27 @@ impl Needs {
             needs.connect.insert(route.upstream.target().1);
             if let Some(file) = &route.ca_file {
                 needs.read_beside(file);
+            }
+        }
+        match &config.detect.notify {
+            Some(Notify::Webhook(webhook)) => {
+                needs.upstream(variable);
+                needs.connect.insert(webhook.address.target().1);
+            }
+            // A reload looks at whose it is.
+            Some(Notify::Exec(command)) => {
+                if let Some(program) = command.first() {
+                    needs.read_beside(Path::new(program));
+                }
+            }
+            None => {}
+        }
+        for rotation in &config.rotations {
+            // A reload looks at whose it is.
+            if let Driver::Exec(program) = &rotation.driver
+                && let Some(program) = program.command.first()
+            {
+                needs.read_beside(Path::new(program));
             }
         }
         needs.programs = config.policy.bots().iter().any(|bot| {

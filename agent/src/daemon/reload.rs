@@ -66,6 +66,8 @@ impl Daemon {
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.dropin.store(Arc::new(fresh.dropin.clone()));
         self.context.routes.store(Arc::new(routes));
+        self.context.detect.set_rules(&fresh);
+        self.context.rotations.set(&fresh.rotations);
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

@@ -15,13 +15,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::Config;
+use crate::config::{self, Config, Driver, Notify};
+use crate::rotation::Step;
 
 pub use runner::Runner;
 pub use step::serve_one;
 
 /// The most that a program may answer.
 pub const MOST_OUTPUT: usize = 256 * 1024;
+
+/// How long a program that tells somebody of an alert may run.
+const NOTIFY_TIME: Duration = Duration::from_secs(30);
 
 /// Where systemd starts `keyhatch-exec@.service` for each connection.
 pub const SOCKET: &str = "/run/keyhatch-exec/exec.sock";
@@ -86,9 +90,42 @@ pub enum ExecError {
     Helper(String),
 }
 
-/// Every program that a configuration names.
+/// Every program that a configuration names: a driver's once for each step.
 #[must_use]
-pub fn allowed_programs(_config: &Config) -> Vec<Program> {
-    // No table of this version names one.
-    Vec::new()
+pub fn allowed_programs(config: &Config) -> Vec<Program> {
+    let drivers = config
+        .rotations
+        .iter()
+        .filter_map(|rotation| match &rotation.driver {
+            Driver::Exec(program) => Some(program),
+            _ => None,
+        });
+    let steps = drivers.flat_map(|program| Step::ALL.map(|step| of_step(program, step)));
+    let notify = match &config.detect.notify {
+        Some(Notify::Exec(command)) => Some(notify_program(command)),
+        _ => None,
+    };
+    steps.chain(notify).collect()
+}
+
+/// A driver program as it is run for one step.
+#[must_use]
+pub fn of_step(program: &config::Program, step: Step) -> Program {
+    let mut command = program.command.clone();
+    command.push(step.as_str().to_owned());
+    Program {
+        command,
+        user: program.user.clone(),
+        timeout: program.timeout,
+    }
+}
+
+/// The program of `[detect].notify` as it is run.
+#[must_use]
+pub fn notify_program(command: &[String]) -> Program {
+    Program {
+        command: command.to_owned(),
+        user: None,
+        timeout: NOTIFY_TIME,
+    }
 }

@@ -1,8 +1,8 @@
 //! Routes: an upstream is called with a secret that the caller never sees.
 //!
 //! What goes out is built here and not passed on: the path in one normal form, end-to-end headers alone, and the
-//! credential, which is written from secret memory as the head leaves ([`insert`]). What comes back is searched for
-//! the secret as it streams by ([`mask`]). Who may call what is the policy's to say, and `api::using` asks it.
+//! credential, which is written from secret memory as the head leaves (`insert`). What comes back is searched for
+//! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
 mod connect;

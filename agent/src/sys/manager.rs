@@ -21,7 +21,7 @@ use nix::sys::socket::{
 const FIRST: RawFd = 3;
 
 /// More than any unit hands over; a bound on what is looked at.
-const MOST: usize = 64;
+const MOST: usize = 1024;
 
 const VARIABLES: [&str; 6] = [
     "LISTEN_PID",

@@ -41,6 +41,7 @@ pub enum Verb {
     List(List),
     Whoami(Whoami),
     Watch(Watch),
+    Rotate(Rotate),
     Run(Run),
     Doctor(Doctor),
     Bridge(Bridge),
@@ -119,6 +120,21 @@ pub struct Watch {
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
     /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ask for a new value of a secret
+///
+/// It needs the `rotate` action and a rotation that the agent's host is configured to do. The command ends once it has
+/// begun: `watch` tells when the new value is there. Where one runs already, or the version before is still needed, the
+/// exit code is 75.
+#[derive(Args)]
+#[command(after_help = "Example:\n  keyhatch rotate app/session-key")]
+pub struct Rotate {
+    /// The secret's name
+    pub name: String,
+    /// As JSON, with the version to come
     #[arg(long)]
     pub json: bool,
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use keyhatch_protocol::{Action, Name};
+use keyhatch_protocol::{Code, Name};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -27,9 +27,10 @@ use crate::api::reading::{self, Granted, Reading};
 use crate::api::request::Secret;
 use crate::api::route::Reply;
 use crate::api::surface::Surface;
-use crate::api::{incoming, supply};
+use crate::api::{incoming, rotate, supply};
 use crate::audit::Event;
 use crate::cache::Freshness;
+use crate::rotation::Started;
 use crate::sources::engine::Supply;
 
 /// The most ids in one `BatchGetSecretValue`.
@@ -111,12 +112,18 @@ fn operate(
     body: &[u8],
 ) -> Result<Reply, Exception> {
     match operation {
-        Operation::GetSecretValue | Operation::DescribeSecret | Operation::RotateSecret => {
+        Operation::RotateSecret => {
+            let ask = one(connection, body)?;
+            let connection = Arc::clone(connection);
+            Ok(Reply::later(
+                async move { rotate(&connection, id, ask).await },
+            ))
+        }
+        Operation::GetSecretValue | Operation::DescribeSecret => {
             let ask = one(connection, body)?;
             let answer = move |connection: &Connection, bound: &Bound, ask: &Secret, supply| {
                 let answer_one = match operation {
                     Operation::DescribeSecret => describe,
-                    Operation::RotateSecret => rotate,
                     _ => get,
                 };
                 answer_one(connection, bound, &id, ask, supply)
@@ -196,26 +203,33 @@ fn describe(
     }
 }
 
-/// `RotateSecret`: decided and recorded like any other, though this agent rotates nothing yet.
-fn rotate(
-    connection: &Connection,
-    bound: &Bound,
-    id: &RequestId,
-    ask: &Secret,
-    supply: Option<Supply>,
-) -> Answer {
-    let reading = Reading {
-        event: Event::SecretRotate,
-        action: Action::Rotate,
-        extra: Some("\"message\":\"no rotation is configured, so that nothing was done\""),
-        ..Reading::of(Surface::Aws, ask, supply)
+/// `RotateSecret`: begins a rotation that this host is configured to do. What the request says of schedules and
+/// functions is not looked at: the configuration says that.
+async fn rotate(connection: &Arc<Connection>, id: RequestId, ask: Secret) -> Answer {
+    let ask = Secret::current(ask.name);
+    let bound = connection.bound().await;
+    let supply = match supply::ask(connection, &bound, &ask) {
+        Some(pending) => Some(supply::wait(connection, &ask, pending).await),
+        None => None,
     };
-    match reading::read(connection, bound, id, &reading) {
-        Ok(_) => {
-            let why = "No rotation is configured for this secret on this host";
-            Exception::new("InvalidRequestException", why).answer(id)
+    let bound = connection.bound().await;
+    match rotate::begin(connection, &bound, &id, Surface::Aws, &ask, supply).await {
+        Ok(Started::Running(version)) => {
+            let dropin = connection.context.dropin.load();
+            aws_answer::document(
+                &id,
+                &aws_answer::rotating(&dropin, &ask.name, version.as_deref()),
+            )
         }
-        Err(code) => aws_answer::problem(code, id, None),
+        Ok(Started::NotConfigured) => {
+            let why = "No rotation is configured for this secret on this host";
+            Exception::new("InvalidRequestException", why).answer(&id)
+        }
+        Ok(other) => match rotate::refusal(&other) {
+            (Code::Internal, _) => aws_answer::problem(Code::Internal, &id, None),
+            (_, why) => Exception::new("InvalidRequestException", why).answer(&id),
+        },
+        Err(code) => aws_answer::problem(code, &id, None),
     }
 }
 

@@ -15,9 +15,8 @@ pub const CURRENT: &str = "AWSCURRENT";
 /// The stage of the version before.
 pub const PREVIOUS: &str = "AWSPREVIOUS";
 
-/// AWS's version ids have 32 to 64 characters, and its SDKs send no others.
-const ZEROS: &str = "00000000000000000000000000000000";
-const LONGEST: usize = 64;
+/// AWS's version ids have this many characters, and its SDKs send no others.
+const VERSION_ID: std::ops::RangeInclusive<usize> = 32..=64;
 
 /// A version as AWS's requests may name it: by its id, by a stage, or by both, which then must agree.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,19 +77,16 @@ pub fn own<'a>(dropin: &Dropin, name: &'a Name) -> Option<&'a str> {
     name.as_str().strip_prefix(&dropin.aws_prefix)
 }
 
-/// What stands before and after the name in an ARN of ours.
-pub const ARN_ROUND_NAME: (&str, &str) = (
-    "arn:aws:secretsmanager:keyhatch:000000000000:secret:",
-    "-KeyHat",
-);
-
 /// The ARN of a secret: of no account and of no region, with a suffix of six characters as AWS's have.
 pub struct Arn<'a>(pub &'a str);
 
 impl fmt::Display for Arn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (before, after) = ARN_ROUND_NAME;
-        write!(f, "{before}{}{after}", self.0)
+        let own = self.0;
+        write!(
+            f,
+            "arn:aws:secretsmanager:keyhatch:000000000000:secret:{own}-KeyHat"
+        )
     }
 }
 
@@ -115,23 +111,18 @@ fn is_suffix(text: &str) -> bool {
 
 /// A version id of AWS's length: ours, with zeros before it where it is shorter, hashed where it is longer.
 pub fn version_id(id: &str) -> Cow<'_, str> {
-    match padded(id) {
-        ("", id) => id,
-        (zeros, id) => Cow::Owned([zeros, &id].concat()),
+    if VERSION_ID.contains(&id.len()) {
+        Cow::Borrowed(id)
+    } else if id.len() < *VERSION_ID.start() {
+        Cow::Owned(format!("{id:0>32}"))
+    } else {
+        let mut text = String::new();
+        for byte in Sha256::digest(id.as_bytes()) {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Cow::Owned(text)
     }
-}
-
-/// The same in two parts: the zeros, and what follows them.
-pub fn padded(id: &str) -> (&'static str, Cow<'_, str>) {
-    if id.len() <= LONGEST {
-        return (ZEROS.get(id.len()..).unwrap_or(""), Cow::Borrowed(id));
-    }
-    let mut text = String::new();
-    for byte in Sha256::digest(id.as_bytes()) {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    ("", Cow::Owned(text))
 }
 
 #[cfg(test)]
