@@ -1,9 +1,7 @@
 """The units as they are shipped, under Debian 12's and 13's systemd: at boot, on a host that fails, on an old kernel."""
 
 import json
-import os
 import re
-import shutil
 
 import pytest
 
@@ -167,7 +165,7 @@ def test_at_boot_a_unit_after_the_sockets_and_a_timers_job_read_their_secret(mac
         assert machine.show(unit, "Result") == "success", machine.systemctl("status", unit, check=False)
         run = machine.show(unit, "InvocationID")
         said = [entry["MESSAGE"] for entry in machine.journal(f"_SYSTEMD_INVOCATION_ID={run}", f"_SYSTEMD_UNIT={unit}")]
-        assert said.count(CANARY) + said.count(CANARY * 2) == outputs or "".join(said).count(CANARY) == outputs, said
+        assert "".join(said).count(CANARY) == outputs, said
         asked = machine.journal("-u", "keyhatch", "KEYHATCH_EVENT=secret.read", f"KEYHATCH_PEER_INVOCATION_ID={run}")
         # systemd may ask twice for one credential.
         assert len(asked) >= outputs and {entry["KEYHATCH_DECISION"] for entry in asked} == {"allow"}
@@ -223,15 +221,15 @@ def test_nothing_is_lost_while_journald_is_stopped_or_flooded(machine):
     first = last_number(machine) + 1
     journald = ["systemd-journald-dev-log.socket", "systemd-journald.socket", "systemd-journald.service"]
     machine.systemctl("stop", *journald)
-    assert reads(machine, 400) == {200: 400}
-    assert status(machine)["audit"]["journald_behind"] > 300
+    assert reads(machine, 1500) == {200: 1500}
+    assert status(machine)["audit"]["journald_behind"] > 1400
     machine.systemctl("start", *journald)
     told_all(machine, first, last_number(machine))
-    machine.run("systemd-run", "--unit=flood", "sh", "-c", "yes flood")
-    eventually(lambda: machine.journal("_TRANSPORT=driver", "--grep=Suppressed .* flood.service"))
-    assert reads(machine, 400) == {200: 400}
+    machine.run("systemd-run", "--unit=flood", "--remain-after-exit", "sh", "-c", "yes flood | head -n 20000")
+    assert reads(machine, 1500) == {200: 1500}
     told_all(machine, first, last_number(machine))
-    machine.systemctl("stop", "flood.service")
+    # Of the flood, journald has kept what its limit lets pass.
+    assert len(machine.journal("_SYSTEMD_UNIT=flood.service")) < 10000
 
 
 def fill(machine, folder):
@@ -243,25 +241,24 @@ def fill(machine, folder):
 def test_a_full_disk_under_the_journal_stops_no_bot_and_no_record(machine):
     machine.sh("mount -t tmpfs -o size=24m journal /var/log/journal && systemctl restart systemd-journald")
     machine.run("journalctl", "--flush")
-    pid, first = main_pid(machine), last_number(machine) + 1
+    pid = main_pid(machine)
     fill(machine, "/var/log/journal")
     assert reads(machine, 3000) == {200: 3000}
-    last = last_number(machine)
     machine.run("rm", "/var/log/journal/ballast")
-    assert reads(machine, 10) == {200: 10}
-    print(len(set(range(first, last+1)) - numbers(machine)), "missing at once")
+    # The segments have what the journal had no room for; it goes on from here.
     machine.systemctl("restart", "systemd-journald")
+    after = last_number(machine) + 1
     assert reads(machine, 10) == {200: 10}
-    told_all(machine, last + 1, last_number(machine))
-    print(len(set(range(first, last+1)) - numbers(machine)), "missing after restart of journald")
+    told_all(machine, after, last_number(machine))
     machine.run("keyhatchd", "audit", "verify", "--dir", "/var/lib/keyhatch/audit")
     assert main_pid(machine) == pid
+    machine.sh("systemctl stop systemd-journald; umount -l /var/log/journal; systemctl start systemd-journald")
 
 
 def test_a_full_var_refuses_and_passes(machine):
     machine.systemctl("stop", "keyhatch.service")
-    machine.sh("mkdir /var/tmp/small && mount -t tmpfs -o size=3m small /var/tmp/small && "
-               "cp -a /var/lib/keyhatch/. /var/tmp/small && mount --move /var/tmp/small /var/lib/keyhatch")
+    machine.sh("cp -a /var/lib/keyhatch /root/kept && mount -t tmpfs -o size=8m,mode=0700 small /var/lib/keyhatch && "
+               "chown keyhatch: /var/lib/keyhatch && cp -a /root/kept/. /var/lib/keyhatch")
     machine.systemctl("start", "keyhatch.service")
     pid = main_pid(machine)
     assert reads(machine, 10) == {200: 10}
@@ -272,3 +269,49 @@ def test_a_full_var_refuses_and_passes(machine):
     eventually(lambda: reads(machine, 10) == {200: 10}, 30)
     assert main_pid(machine) == pid
     machine.run("keyhatchd", "audit", "verify", "--dir", "/var/lib/keyhatch/audit")
+
+
+def test_a_crash_leaves_no_core(machine):
+    control = ["python3", "-c", "import os; os.kill(os.getpid(), 11)"]
+    machine.run("systemd-run", "--wait", "--unit=control", "-p", "LimitCORE=infinity", "-p", "WorkingDirectory=/tmp", *control, check=False)
+    ends = lambda unit: [e["MESSAGE"] for e in machine.journal("_PID=1", "-u", unit) if "status=11/SEGV" in e["MESSAGE"]]
+    assert "code=dumped" in ends("control.service")[0]
+    pid = main_pid(machine)
+    # The first that is sent, and no fault of its own, only takes the runtime's handler away.
+    def is_gone():
+        if main_pid(machine) != pid:
+            return True
+        machine.systemctl("kill", "-s", "SEGV", "keyhatch.service")
+        return False
+
+    eventually(is_gone, pause=0.2)
+    # What is hit before it has closed itself off holds no secret yet.
+    first, *_ = eventually(lambda: ends("keyhatch.service"))
+    assert "code=killed" in first
+
+
+METRICS = """
+import http.client, socket
+ops = http.client.HTTPConnection("keyhatch")
+ops.sock = socket.socket(socket.AF_UNIX)
+ops.sock.connect("/run/keyhatch-admin/admin.sock")
+ops.request("GET", "/v1/metrics")
+print(ops.getresponse().read().decode())
+"""
+
+
+def test_on_debian_12s_own_kernel_both_fallbacks_are_named_and_it_serves(machine):
+    launcher = "python3 /opt/old_kernel.py /usr/bin/keyhatchd run"
+    done = drop_in(machine, "old", f"[Service]\nExecStart=\nExecStart={launcher}\n")
+    assert done.returncode == 0, machine.run("journalctl", "-u", "keyhatch", "-n", "12", "-o", "cat").stdout
+    missing = eventually(lambda: reads(machine, 1, path="/v1/health"))["missing"]
+    assert len(missing) == 2 and "memfd_secret" in " ".join(missing) and "SO_PEERPIDFD" in " ".join(missing), missing
+    assert status(machine)["missing"] == missing
+    metrics = machine.run("python3", "-c", METRICS).stdout
+    assert re.search(r"^keyhatch_promises_missing 2$", metrics, re.M), metrics
+    warned = [e["MESSAGE"] for e in machine.journal("-u", "keyhatch", f"_PID={main_pid(machine)}")]
+    assert all(any(one in line for line in warned) for one in missing), warned
+    assert reads(machine, 10) == {200: 10}
+    machine.systemctl("restart", "job.service")
+    drop_in(machine, "old")
+    assert reads(machine, 1, path="/v1/health")["missing"] == []
