@@ -1,44 +1,25 @@
-"""Restarts under a real systemd, Debian 12's and 13's: in order, by kill, and by the watchdog of a daemon that hangs."""
+"""Restarts of the package's own units, under Debian 12's and 13's systemd: in order, by kill, by an upgrade, and by the
+watchdog of a daemon that hangs."""
 
 import json
 
 import pytest
 
 import lab
-from harness import BIN, CANARY, eventually
+from harness import CANARY, eventually
 from lab import RELEASES, Machine
+from test_package import made
 
 WHY_NOT = lab.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
 
 CONFIG = """
-[[source]]
-name = "local"
-kind = "file"
-key = "file:/var/lib/keyhatch/store.key"
 [[bot]]
 name = "bot"
 match = { user = "bot", unit = "bot@*.service" }
 roles = ["reader"]
 [role.reader]
 grants = [{ secrets = ["app/**"] }]
-"""
-SOCKETS = {"keyhatch.socket": ("bots", "/run/keyhatch/keyhatch.sock"), "keyhatch-admin.socket": ("admin", "/run/keyhatch-admin/admin.sock")}
-SERVICE = """
-[Unit]
-Requires=keyhatch.socket keyhatch-admin.socket
-StartLimitIntervalSec=0
-[Service]
-Type=notify
-User=keyhatch
-ExecStart=/opt/keyhatch/keyhatchd run
-ExecReload=/opt/keyhatch/keyhatchd reload
-Sockets=keyhatch.socket keyhatch-admin.socket
-WatchdogSec=2s
-Restart=always
-RestartSec=10ms
-StateDirectory=keyhatch
-StateDirectoryMode=0700
 """
 # Reads on a new connection each, with one more try; writes what it counted, and the longest, until it is told to end.
 BOT = f"""
@@ -80,35 +61,26 @@ while not going:
 BOTS = range(4)
 
 
+@pytest.fixture(scope="module")
+def deb():
+    return made("deb")
+
+
 @pytest.fixture(scope="module", params=RELEASES)
-def machine(request):
-    with Machine(request.param, nspawn=[f"--bind-ro={BIN}:/opt/keyhatch"]) as machine:
-        for user in ("keyhatch", "bot"):
-            machine.run("useradd", "--create-home", "--shell", "/bin/sh", user)
+def machine(request, deb):
+    with Machine(request.param) as machine:
+        assert machine.install(deb).returncode == 0
+        machine.run("useradd", "--create-home", "--shell", "/bin/sh", "bot")
         machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
-        for unit, (name, path) in SOCKETS.items():
-            machine.write(f"/etc/systemd/system/{unit}", f"""
-[Socket]
-ListenStream={path}
-FileDescriptorName={name}
-Service=keyhatch.service
-[Install]
-WantedBy=sockets.target
-""")
         machine.write("/opt/bot.py", BOT)
-        machine.write("/etc/systemd/system/bot@.service", """
+        machine.unit("bot@.service", """
 [Service]
 User=bot
 RuntimeDirectory=bot-%i
 ExecStart=python3 /opt/bot.py /run/bot-%i/counts
 """)
-        machine.unit("keyhatch.service", SERVICE)
-        files = "--store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key"
-        machine.sh("install -d -m 0700 -o keyhatch /var/lib/keyhatch")
-        machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store init {files}")
-        machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store put app/key {files}", stdin=CANARY)
-        # The service is not started: the first bot does that.
-        machine.systemctl("enable", "--now", *SOCKETS)
+        machine.systemctl("enable", "--now", "keyhatch.socket")
+        machine.run("keyhatchd", "store", "put", "app/key", stdin=CANARY)
         machine.systemctl("start", *(f"bot@{at}" for at in BOTS))
         yield machine
 
@@ -127,14 +99,16 @@ def go_on(machine):
     eventually(lambda: all(now["reads"] > then + 5 for now, then in zip(counts(machine), before)), 60)
 
 
-def test_restarts_kills_and_a_hang_fail_no_read(machine):
+def test_restarts_kills_upgrades_and_a_hang_fail_no_read(machine, deb):
     eventually(lambda: counts(machine), 60)
-    assert machine.show("keyhatch", "StatusText").startswith("Serving: 1 secrets of 1 sources for 1 bots")
-    for how, times in (("restart", 20), ("kill", 10), ("hang", 1)):
+    eventually(lambda: machine.show("keyhatch", "StatusText").startswith("Serving: 1 secrets of 1 sources for 1 bots"))
+    for how, times in (("restart", 20), ("upgrade", 3), ("kill", 10), ("hang", 1)):
         for _ in range(times):
             pid = main_pid(machine)
             if how == "restart":
                 machine.systemctl("restart", "keyhatch")
+            elif how == "upgrade":
+                assert machine.install(deb).returncode == 0
             else:
                 machine.systemctl("kill", "-s", {"kill": "KILL", "hang": "STOP"}[how], "keyhatch")
             eventually(lambda: main_pid(machine) not in (0, pid), 60)
@@ -143,11 +117,11 @@ def test_restarts_kills_and_a_hang_fail_no_read(machine):
         print(f"{machine.release}: {how} {times} times; {sum(one['reads'] for one in told)} reads, "
               f"{sum(one['again'] for one in told)} second tries, longest stall {max(one['longest'] for one in told):.0f} ms")
         assert [one["failed"] for one in told] == [[]] * len(BOTS)
-        if how == "restart":
+        if how in ("restart", "upgrade"):
             assert [one["again"] for one in told] == [0] * len(BOTS)
     # It was the watchdog that ended the one that hung.
     assert any("watchdog" in entry["MESSAGE"].lower() for entry in machine.journal("-u", "keyhatch", "_PID=1"))
-    machine.run("/opt/keyhatch/keyhatchd", "audit", "verify", "--dir", "/var/lib/keyhatch/audit")
+    machine.run("keyhatchd", "audit", "verify", "--dir", "/var/lib/keyhatch/audit")
     machine.systemctl("stop", *(f"bot@{at}" for at in BOTS))
 
     # And all of it is in the journal.
@@ -156,7 +130,7 @@ def test_restarts_kills_and_a_hang_fail_no_read(machine):
                 for entry in machine.journal("-u", "keyhatch", "-t", "keyhatch")]
         return {number for first, last in told for number in range(first, last + 1)}
 
-    last = json.loads(machine.run("/opt/keyhatch/keyhatchd", "status", "--json").stdout)["audit"]["seq"]
+    last = json.loads(machine.run("keyhatchd", "status", "--json").stdout)["audit"]["seq"]
     eventually(lambda: set(range(1, last + 1)) <= numbers(), 60)
 
 

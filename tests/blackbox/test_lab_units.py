@@ -218,46 +218,6 @@ def test_the_exec_socket_starts_a_unit_for_the_daemon_alone(machine):
     eventually(lambda: machine.systemctl("list-units", "--all", "--plain", "--no-legend", "keyhatch-exec@*").stdout == "")
 
 
-def test_a_crash_leaves_no_core(machine):
-    control = ["python3", "-c", "import os; os.kill(os.getpid(), 11)"]
-    machine.run("systemd-run", "--wait", "--unit=control", "-p", "LimitCORE=infinity", "-p", "WorkingDirectory=/tmp", *control, check=False)
-    ends = lambda unit: [e["MESSAGE"] for e in machine.journal("_PID=1", "-u", unit) if "status=11/SEGV" in e["MESSAGE"]]
-    assert "code=dumped" in ends("control.service")[0]
-    pid = main_pid(machine)
-    # The first that is sent, and no fault of its own, only takes the runtime's handler away.
-    eventually(lambda: machine.sh(f"kill -s SEGV {pid}", check=False).returncode, pause=0.1)
-    (end,) = eventually(lambda: ends("keyhatch.service"))
-    eventually(lambda: main_pid(machine) not in ("0", pid))
-    assert "code=killed" in end
-
-
-METRICS = """
-import http.client, socket
-ops = http.client.HTTPConnection("keyhatch")
-ops.sock = socket.socket(socket.AF_UNIX)
-ops.sock.connect("/run/keyhatch-admin/admin.sock")
-ops.request("GET", "/v1/metrics")
-print(ops.getresponse().read().decode())
-"""
-
-
-def test_on_debian_12s_own_kernel_both_fallbacks_are_named_and_it_serves(machine):
-    launcher = "python3 /opt/old_kernel.py /usr/bin/keyhatchd run"
-    done = drop_in(machine, "old", f"[Service]\nExecStart=\nExecStart={launcher}\n")
-    assert done.returncode == 0, machine.run("journalctl", "-u", "keyhatch", "-n", "12", "-o", "cat").stdout
-    missing = eventually(lambda: reads(machine, 1, path="/v1/health"))["missing"]
-    assert len(missing) == 2 and "memfd_secret" in " ".join(missing) and "SO_PEERPIDFD" in " ".join(missing), missing
-    assert status(machine)["missing"] == missing
-    metrics = machine.run("python3", "-c", METRICS).stdout
-    assert re.search(r"^keyhatch_promises_missing 2$", metrics, re.M), metrics
-    warned = [e["MESSAGE"] for e in machine.journal("-u", "keyhatch", f"_PID={main_pid(machine)}", "-t", "keyhatchd", "-p", "warning")]
-    assert all(any(one in line for line in warned) for one in missing), warned
-    assert reads(machine, 10) == {200: 10}
-    machine.systemctl("restart", "job.service")
-    drop_in(machine, "old")
-    assert reads(machine, 1, path="/v1/health")["missing"] == []
-
-
 def test_nothing_is_lost_while_journald_is_stopped_or_flooded(machine):
     first = last_number(machine) + 1
     journald = ["systemd-journald-dev-log.socket", "systemd-journald.socket", "systemd-journald.service"]
@@ -311,3 +271,43 @@ def test_a_full_var_refuses_and_passes(machine):
     eventually(lambda: reads(machine, 10) == {200: 10}, 30)
     assert main_pid(machine) == pid
     machine.run("keyhatchd", "audit", "verify", "--dir", "/var/lib/keyhatch/audit")
+
+
+def test_a_crash_leaves_no_core(machine):
+    control = ["python3", "-c", "import os; os.kill(os.getpid(), 11)"]
+    machine.run("systemd-run", "--wait", "--unit=control", "-p", "LimitCORE=infinity", "-p", "WorkingDirectory=/tmp", *control, check=False)
+    ends = lambda unit: [e["MESSAGE"] for e in machine.journal("_PID=1", "-u", unit) if "status=11/SEGV" in e["MESSAGE"]]
+    assert "code=dumped" in ends("control.service")[0]
+    pid = main_pid(machine)
+    # The first that is sent, and no fault of its own, only takes the runtime's handler away.
+    eventually(lambda: machine.sh(f"kill -s SEGV {pid}", check=False).returncode, pause=0.1)
+    (end,) = eventually(lambda: ends("keyhatch.service"))
+    eventually(lambda: main_pid(machine) not in ("0", pid))
+    assert "code=killed" in end
+
+
+METRICS = """
+import http.client, socket
+ops = http.client.HTTPConnection("keyhatch")
+ops.sock = socket.socket(socket.AF_UNIX)
+ops.sock.connect("/run/keyhatch-admin/admin.sock")
+ops.request("GET", "/v1/metrics")
+print(ops.getresponse().read().decode())
+"""
+
+
+def test_on_debian_12s_own_kernel_both_fallbacks_are_named_and_it_serves(machine):
+    launcher = "python3 /opt/old_kernel.py /usr/bin/keyhatchd run"
+    done = drop_in(machine, "old", f"[Service]\nExecStart=\nExecStart={launcher}\n")
+    assert done.returncode == 0, machine.run("journalctl", "-u", "keyhatch", "-n", "12", "-o", "cat").stdout
+    missing = eventually(lambda: reads(machine, 1, path="/v1/health"))["missing"]
+    assert len(missing) == 2 and "memfd_secret" in " ".join(missing) and "SO_PEERPIDFD" in " ".join(missing), missing
+    assert status(machine)["missing"] == missing
+    metrics = machine.run("python3", "-c", METRICS).stdout
+    assert re.search(r"^keyhatch_promises_missing 2$", metrics, re.M), metrics
+    warned = [e["MESSAGE"] for e in machine.journal("-u", "keyhatch", f"_PID={main_pid(machine)}", "-t", "keyhatchd", "-p", "warning")]
+    assert all(any(one in line for line in warned) for one in missing), warned
+    assert reads(machine, 10) == {200: 10}
+    machine.systemctl("restart", "job.service")
+    drop_in(machine, "old")
+    assert reads(machine, 1, path="/v1/health")["missing"] == []
