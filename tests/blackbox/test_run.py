@@ -454,6 +454,8 @@ class Terminal:
             os.setresgid(ALICE, ALICE, ALICE)
             os.setresuid(ALICE, ALICE, ALICE)
             os.chdir("/")
+            # As login leaves it; tests that run in the background have it ignored, and so would all that they start.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"],
                       {"PATH": os.environ["PATH"], "PS1": "$ ", "KEYHATCH_SOCKET": str(agent.socket)})
         self.pid, self.seen = pid, ""
