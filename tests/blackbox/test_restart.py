@@ -261,15 +261,17 @@ def test_a_full_disk_under_everything_refuses_and_passes():
 
 
 @pytest.mark.skipif(not shutil.which("faketime"), reason="faketime is not installed: not shown for a clock that is set back")
-def test_a_clock_set_back_an_hour_under_a_running_agent_breaks_nothing(tmp_path):
+def test_a_clock_set_back_an_hour_under_a_running_agent_breaks_nothing():
     [library] = re.findall(r"^LD_PRELOAD=(.*)$", os.popen("faketime -f -2h env").read(), re.M)
-    offset = tmp_path / "offset"
-    offset.write_text("+0s\n")
-    env = os.environ | {
-        "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    with Agent(POLICY, env=env) as agent:
+    with Agent(POLICY, start=False) as agent:
+        # Where the daemon, which shuts itself in, can still read it.
+        offset = agent.store_dir / "offset"
+        offset.write_text("+0s\n")
+        agent.env = os.environ | {
+            "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        agent.start()
         version = agent.read("app/key").json()["version"]
         offset.write_text("-3600s\n")
         assert agent.read("app/key").json()["value"] == CANARY
