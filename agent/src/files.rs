@@ -282,7 +282,7 @@ fn check_owner_and_mode(
         if stat.st_mode & 0o004 != 0 {
             return Err(loose("anyone may read it", "o-rwx"));
         }
-        if stat.st_mode & 0o040 != 0 && stat.st_gid != trust.gid {
+        if stat.st_mode & 0o040 != 0 && stat.st_gid != trust.gid && !is_credential(path, stat) {
             return Err(loose(
                 "a group that is not the daemon's may read it",
                 "g-rwx",
@@ -290,6 +290,14 @@ fn check_owner_and_mode(
         }
     }
     Ok(())
+}
+
+/// Whether systemd gave the file to this unit: an ACL lets the unit's user read it, and the mask of that shows as
+/// the bits of the group, which is root's.
+fn is_credential(path: &Path, stat: &FileStat) -> bool {
+    let given = std::env::var_os("CREDENTIALS_DIRECTORY");
+    let inside = given.is_some_and(|folder| path.parent() == Some(Path::new(&folder)));
+    inside && stat.st_uid == 0 && stat.st_gid == 0
 }
 
 fn kind(stat: &FileStat) -> SFlag {

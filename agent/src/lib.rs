@@ -6,6 +6,7 @@
 pub mod api;
 pub mod audit;
 pub mod cache;
+pub mod calendar;
 pub mod cli;
 pub mod config;
 pub mod confine;
@@ -15,6 +16,8 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod policy;
+pub mod rotation;
+pub mod routes;
 pub mod sources;
 pub mod store;
 pub mod sys;

@@ -10,7 +10,8 @@ mod problem;
 
 pub use action::Action;
 pub use message::{
-    BatchError, BatchRequest, Change, ChangeKind, Health, ListReply, Listed, SourceHealth, Whoami,
+    BatchError, BatchRequest, Change, ChangeKind, Health, ListReply, Listed, RotateReply,
+    SourceHealth, Whoami,
 };
 pub use name::{Name, NameError, percent_decode, split_field};
 pub use problem::{Code, Problem};

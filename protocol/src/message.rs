@@ -43,6 +43,15 @@ pub struct BatchError {
     pub code: String,
 }
 
+/// `POST /v1/rotate/NAME`: the rotation has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateReply {
+    /// The secret's name.
+    pub name: Name,
+    /// The version that it will bring; absent where an upstream makes it.
+    pub version: Option<String>,
+}
+
 /// What happened to a watched secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

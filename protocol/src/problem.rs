@@ -30,6 +30,10 @@ pub enum Code {
     RateLimited,
     /// The source is not reachable and the last good value is too old.
     UpstreamUnavailable,
+    /// A route's upstream could not be asked, or did not answer well.
+    UpstreamFailed,
+    /// A route's upstream was silent for too long.
+    UpstreamTimeout,
     /// The agent is sealed.
     Sealed,
     /// No record can be kept.
@@ -39,7 +43,7 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [(Self, &'static str, u16, &'static str); 14] = [
+    const ALL: [(Self, &'static str, u16, &'static str); 16] = [
         (Self::Denied, "denied", 403, "Denied by policy"),
         (
             Self::Quarantined,
@@ -76,6 +80,18 @@ impl Code {
             503,
             "The source is unavailable",
         ),
+        (
+            Self::UpstreamFailed,
+            "upstream_failed",
+            502,
+            "The route's upstream failed",
+        ),
+        (
+            Self::UpstreamTimeout,
+            "upstream_timeout",
+            504,
+            "The route's upstream did not answer in time",
+        ),
         (Self::Sealed, "sealed", 503, "The agent is sealed"),
         (
             Self::AuditUnavailable,
@@ -91,7 +107,7 @@ impl Code {
         Self::ALL
             .iter()
             .find(|row| row.0 == self)
-            .unwrap_or(&Self::ALL[13])
+            .unwrap_or(&Self::ALL[15])
     }
 
     /// The stable word, such as `denied`.

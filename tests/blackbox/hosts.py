@@ -56,19 +56,12 @@ def own_network():
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
 
-def own_etc(files):
-    """A copy of /etc with the user `my-bot`, and these files in /etc/keyhatch."""
-    copy = Path("/run/etc")
-    shutil.copytree("/etc", copy, symlinks=True, ignore_dangling_symlinks=True)
-    with open(copy / "passwd", "a") as passwd:
-        passwd.write(f"my-bot:x:{MY_BOT}:{MY_BOT}::{HOME}:/bin/sh\n")
-    with open(copy / "group", "a") as group:
-        group.write(f"my-bot:x:{MY_BOT}:\n")
-    for name, text in files.items():
-        file = copy / "keyhatch" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    mount(copy, "/etc", flags=MS_BIND)
+def own_users():
+    """Those of /etc, and `my-bot`."""
+    for file, line in [("passwd", f"my-bot:x:{MY_BOT}:{MY_BOT}::{HOME}:/bin/sh"), ("group", f"my-bot:x:{MY_BOT}:")]:
+        copy = Path("/run") / file
+        copy.write_text(Path("/etc", file).read_text() + line + "\n")
+        check(LIBC.mount(os.fsencode(copy), os.fsencode(Path("/etc", file)), None, MS_BIND, None))
 
 
 class Service:
@@ -115,15 +108,15 @@ class Host:
         path = os.pathsep.join([*map(str, tools), os.environ["PATH"]])
         return {"PATH": path, "HOME": str(HOME), "PYTHONPATH": str(PYTHON), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"} | more
 
-    def run(self, *command, network=False, etc=None, beside=None, **env):
+    def run(self, *command, network=False, users=False, beside=None, **env):
         """A command to its end, in /srv/my-bot. `beside` makes what runs meanwhile in the same network."""
 
         def act():
             own_mounts(self.agent, self.home)
             if network:
                 own_network()
-            if etc is not None:
-                own_etc(etc)
+            if users:
+                own_users()
             with Service(self.key) as service, beside() if beside else contextlib.nullcontext():
                 return subprocess.run(command, cwd=HOME, env=self.environment(API_URL=service.url, **env), capture_output=True,
                                       text=True, timeout=100)

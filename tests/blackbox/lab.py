@@ -217,7 +217,9 @@ class Machine:
     def run(self, *args, check=True, stdin=b"", timeout=120):
         """Runs a command inside, as root and in no unit; its output is text."""
         stdin = stdin.encode() if isinstance(stdin, str) else stdin
-        done = Done(args, subprocess.run(self.command(*args), input=stdin, capture_output=True, timeout=timeout))
+        done = Done(args, subprocess.run(
+            self.command(*args), input=stdin, capture_output=True, timeout=timeout, start_new_session=True,
+        ))
         assert not check or done.returncode == 0, repr(done)
         return done
 

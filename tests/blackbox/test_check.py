@@ -102,7 +102,7 @@ def test_it_is_refused_with_file_and_line(host, what):
 
 
 @pytest.mark.parametrize("section", [
-    "[[route]]", "[[rotation]]", "[[honeytoken]]", "[detect]", POLICY + 'deny = [{ routes = ["x"] }]',
+    "[[route]]\napprove = [\"GET /x\"]", "[[honeytoken]]", "[detect]",
 ])
 def test_what_comes_with_a_later_version_is_refused_and_not_ignored(host, section):
     host.write_policy(section + "\n")

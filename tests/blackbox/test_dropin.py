@@ -376,6 +376,25 @@ def test_headers_and_tokens_make_nobody_someone_else(shared):
 # Names.
 
 
+def test_a_value_that_was_answered_before_is_told_as_it_stands_now(own):
+    """Its answer is kept: a rotation and another prefix change what is around the value."""
+    target = {"X_Amz_Target": "secretsmanager.GetSecretValue"}
+    ask = lambda body: own.get("/", method="POST", body=json.dumps(body).encode(), **target).json()
+    for _ in range(2):
+        first = ask({"SecretId": "app/key"})
+        assert (first["SecretString"], first["VersionStages"]) == ("CANARY-first", ["AWSCURRENT"])
+        assert isinstance(first["CreatedDate"], (int, float))
+        assert isinstance(aws_agent(own, "app/key").json()["CreatedDate"], str)
+    own.put("app/key", CANARY)
+    old = ask({"SecretId": "app/key", "VersionStage": "AWSPREVIOUS"})
+    assert old == {**first, "VersionStages": ["AWSPREVIOUS"]}
+    assert ask({"SecretId": "app/key"})["SecretString"] == CANARY
+    own.write_policy(DROPIN + POLICY)
+    own.ops("reload")
+    short = ask({"SecretId": "key"})
+    assert (short["Name"], short["SecretString"]) == ("key", CANARY) and short["ARN"].endswith(":secret:key-KeyHat")
+
+
 DROPIN = '\n[dropin]\naws_prefix = "app/"\nvault_mounts = { kv = "app/", "team/kv" = "quiet/" }\n'
 
 

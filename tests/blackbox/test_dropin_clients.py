@@ -172,6 +172,18 @@ def test_answers_are_those_of_openbao_for_the_same_data(shared, bao):
         assert shared.get(f"/v1/{path}", method=method).status == bao.ask(method, path)[0], (method, path)
 
 
+def test_pages_of_a_list_are_those_of_openbao(shared, bao):
+    for name in ["bin", "db", "deep/er", "text"]:
+        bao.put(f"app/{name}", "CANARY")
+    for page in ["", "after=db", "after=deep", "after=deep/", "limit=2", "after=bin&limit=1", "limit=0", "limit=-1", "after=zz",
+                 "after=", "limit=9"]:
+        status, theirs = bao.ask("GET", f"secret/metadata/app?list=true&{page}")
+        ours = shared.get(f"/v1/secret/metadata/app?list=true&{page}")
+        assert ours.status == status, page
+        assert ours.json().get("data") == theirs.get("data"), page
+    assert shared.get("/v1/secret/metadata/app?limit=x", method="LIST").status == bao.ask("LIST", "secret/metadata/app?limit=x")[0]
+
+
 # boto3, by the bridge.
 
 
@@ -185,6 +197,8 @@ def test_boto3_reads_lists_and_raises_its_own_errors(aws):
     assert aws.get_secret_value(SecretId="app/bin")["SecretBinary"] == SECRETS["app/bin"]
     pages = aws.get_paginator("list_secrets").paginate(PaginationConfig={"PageSize": 2})
     assert [secret["Name"] for page in pages for secret in page["SecretList"]] == ["app/bin", "app/db", "app/deep/er", "app/text"]
+    back = aws.get_paginator("list_secrets").paginate(SortOrder="desc", PaginationConfig={"PageSize": 2})
+    assert [[secret["Name"] for secret in page["SecretList"]] for page in back] == [["app/text", "app/deep/er"], ["app/db", "app/bin"]]
     about = aws.describe_secret(SecretId="app/db")
     assert about["VersionIdsToStages"][got["VersionId"]] == ["AWSCURRENT"]
     assert about["CreatedDate"] <= about["LastChangedDate"] == got["CreatedDate"]
@@ -239,6 +253,14 @@ def test_answers_are_those_of_moto_for_the_same_data(aws, moto):
         lambda client: client.describe_secret(SecretId="app/none"),
         lambda client: client.list_secrets(),
         lambda client: client.list_secrets(Filters=[{"Key": "name", "Values": ["app/d"]}]),
+        lambda client: client.list_secrets(Filters=[{"Key": "name", "Values": ["!app/d"]}]),
+        lambda client: client.list_secrets(Filters=[{"Key": "name", "Values": ["app/b", "app/t"]}]),
+        lambda client: client.list_secrets(Filters=[{"Key": "name", "Values": ["App/"]}]),
+        *[lambda client, value=value: client.list_secrets(Filters=[{"Key": "all", "Values": [value]}])
+          for value in ["DEEP", "app e", "eep", "app/de", "!text", "/"]],
+        lambda client: client.list_secrets(Filters=[{"Key": "all", "Values": ["app"]}, {"Key": "name", "Values": ["app/b"]}]),
+        lambda client: client.list_secrets(Filters=[{"Key": "tag-key", "Values": ["app"]}]),
+        lambda client: client.list_secrets(Filters=[{"Key": "colour", "Values": ["red"]}]),
         lambda client: client.batch_get_secret_value(SecretIdList=["app/db", "app/none"]),
         lambda client: client.rotate_secret(SecretId="app/none"),
     ]:

@@ -198,7 +198,7 @@ def check_fields(entry, record, ids):
             want[f"KEYHATCH_{key.upper()}"] = value
     got = {key: value for key, value in entry.items() if key in want or key.startswith("KEYHATCH_")}
     for key, value in want.items():
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, bool)):
             assert json.loads(got[key]) == value
         else:
             assert got[key] == str(value), key

@@ -76,6 +76,7 @@ grants = [{ secrets = ["app/**", "slow/**"] }]
 KEYHATCH_SERVICE = """
 [Unit]
 Requires=keyhatch.socket keyhatch-admin.socket keyhatch-credentials.socket
+StartLimitIntervalSec=0
 [Service]
 Type=notify
 User=keyhatch

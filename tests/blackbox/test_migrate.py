@@ -1,11 +1,9 @@
 """docs/migrate: every page's bot, before and after, and the pages show exactly the code that runs here."""
 
-import configparser
 import contextlib
 import http.server
 import json
 import re
-import shlex
 import shutil
 import threading
 from pathlib import Path
@@ -15,8 +13,9 @@ import pytest
 from cryptography.fernet import Fernet
 
 import fetching
-from harness import KEYHATCH, ROOT, Agent, eventually
-from hosts import HOME, MY_BOT, Host
+import lab
+from harness import BIN, KEYHATCH, ROOT, Agent, eventually
+from hosts import CLONE_NEWNET, HOME, LIBC, MY_BOT, PYTHON, Host, Service, check
 
 DOCS, FILES = ROOT / "docs", ROOT / "tests" / "migrate"
 KEY = "CANARY-migrate-4b1d"
@@ -62,8 +61,6 @@ def test_environment():
         assert bot.script("after.sh") == WELCOME * 2
         assert bot.run("node", "after.mjs").stdout == bot.run("python3", "after.py").stdout == WELCOME
         assert bot.script("after-environ.sh") == WELCOME
-        assert "allow" in bot.script(FILES / "check.sh", etc={"keyhatch.toml": bot.agent.head, "conf.d/my-bot.toml": POLICY})
-        assert "problem" not in bot.script(FILES / "doctor.sh")
 
 
 def test_boto3_and_the_aws_cli(moto):
@@ -71,10 +68,8 @@ def test_boto3_and_the_aws_cli(moto):
     moto.put("Other", "CANARY-other")
     source = fetching.aws(moto, prefetch=["*"])
     with host("boto3", fetching.fetcher(source, policy=policy("boto3"), env=fetching.AWS_KEYS)) as bot:
-        known = {"AWS_ENDPOINT_URL_SECRETS_MANAGER": moto.address, "AWS_DEFAULT_REGION": fetching.REGION,
-                 "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         listed = lambda names: f"{WELCOME}{KEY}\nMySecretId\n{names}\nMySecretId\n"
-        assert bot.script("before.sh", **known) == listed("MySecretId\tOther")
+        assert bot.script("before.sh", **of_moto(moto)) == listed("MySecretId\tOther")
         eventually(lambda: bot.agent.read("aws/MySecretId").status == 200)
         assert bot.script("after.sh") == listed("MySecretId"), "what it may see, without credentials of its own"
         assert bot.run("python3", "after.py").stdout == WELCOME
@@ -82,12 +77,36 @@ def test_boto3_and_the_aws_cli(moto):
         assert denied.returncode != 0 and "AccessDeniedException" in denied.stderr and "CANARY" not in denied.stdout
 
 
+def test_a_bot_that_asks_for_a_rotation(moto):
+    moto.put("MySecretId", KEY)
+    dropin, role = (FILES / "boto3" / "keyhatch.toml").read_text().split("[role.my-bot]")
+    may, may_not = (BOT + dropin + text for text in [(FILES / "boto3" / "rotate.toml").read_text(), "[role.my-bot]" + role])
+    with host("boto3", fetching.fetcher(fetching.aws(moto), policy=may, env=fetching.AWS_KEYS)) as bot:
+        before = bot.run("python3", "rotate.py", **of_moto(moto))
+        assert before.returncode == 0 and json.loads(before.stdout)["Name"] == "MySecretId", before
+        # Without a function that makes one, moto leaves the new version without a value.
+        moto.put("MySecretId", KEY)
+        # Until RotateSecret is there: what it is told today.
+        after = bot.run("bash", "-eu", "after-rotate.sh")
+        assert after.returncode != 0 and "(InvalidRequestException)" in after.stderr, after
+        assert "No rotation is configured for this secret on this host" in after.stderr
+        bot.agent.write_policy(may_not)
+        bot.agent.ops("reload")
+        assert "(AccessDeniedException)" in bot.run("bash", "-eu", "after-rotate.sh").stderr
+
+
+def of_moto(moto):
+    """What a bot has in its environment that asks AWS itself."""
+    return {"AWS_ENDPOINT_URL_SECRETS_MANAGER": moto.address, "AWS_DEFAULT_REGION": fetching.REGION, "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x"}
+
+
 def test_the_agent_of_aws():
     own = policy("aws-agent").replace("uid = 0", f"uid = {MY_BOT}")
     with host("aws-agent", Agent(policy=own, secrets={"aws/MySecretId": KEY})) as bot:
         assert bot.script("before.sh", network=True, beside=agent_of_aws) == WELCOME
         as_bot = "setpriv --reuid my-bot --regid my-bot --clear-groups bash -euo pipefail"
-        done = bot.run("bash", "-euc", f"bash token.sh; {as_bot} after.sh; {as_bot} after-curl.sh", network=True, etc={})
+        done = bot.run("bash", "-euc", f"bash token.sh; {as_bot} after.sh; {as_bot} after-curl.sh", network=True, users=True)
         welcome, _, answer = done.stdout.partition("\n")
         assert welcome + "\n" == WELCOME and json.loads(answer)["SecretString"] == KEY, done
 
@@ -141,31 +160,96 @@ def test_fernet():
         assert bot.run("python3", "after.py").stdout == WELCOME
 
 
-def test_systemd():
-    with host("systemd", Agent(policy=OWN)) as bot:
-        credential = bot.home / "api-key"
-        credential.write_text(KEY)
-        before = unit(bot, "before.service")
-        # What systemd does before it starts the command.
-        name, source = before["LoadCredential"].split(":")
-        folder = bot.home / "credentials"
-        folder.mkdir()
-        (folder / name).write_text((bot.home / Path(source).relative_to(HOME)).read_text())
-        started = {"CREDENTIALS_DIRECTORY": str(HOME / "credentials")}
-        assert bot.run(*shlex.split(before["ExecStart"]), **started).stdout == WELCOME
-        shutil.rmtree(folder)
-        bot.script("import.sh")
-        assert not credential.exists()
-        for after in ["after.service", "file.service"]:
-            assert bot.run(*shlex.split(unit(bot, after)["ExecStart"])).stdout == WELCOME
+# A whole machine: systemd starts the bot, which is the user and the unit that the policy names.
+
+WHY_NOT = lab.why_not()
+DAEMON = """
+[Service]
+ExecStart=/usr/local/bin/keyhatchd run
+"""
+CONFIG = """
+[[source]]
+name = "local"
+kind = "file"
+path = "/var/lib/keyhatch/store"
+key  = "file:/var/lib/keyhatch/store.key"
+"""
+# What a test adds to each unit of the page: that its start ends when the bot does, and what the bot finds here.
+TESTED = """
+[Service]
+Type=oneshot
+Environment=API_URL={url} PYTHONPATH=/usr/local/lib/keyhatch-python
+"""
 
 
-def unit(bot, name):
-    """The settings of a unit's [Service]."""
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str
-    parser.read(bot.home / name)
-    return parser["Service"]
+@pytest.fixture
+def machine():
+    with lab.Machine("bookworm") as machine:
+        for program in ["keyhatchd", "keyhatch"]:
+            machine.copy(BIN / program, f"/usr/local/bin/{program}", 0o755)
+        shutil.copytree(PYTHON, machine.path("/usr/local/lib/keyhatch-python"))
+        machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", POLICY)
+        machine.sh("useradd my-bot; mkdir -p /srv/my-bot /run/keyhatch /run/keyhatch-admin /var/lib/keyhatch")
+        machine.sh("keyhatchd store init --store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key")
+        machine.unit("keyhatchd.service", DAEMON)
+        machine.systemctl("start", "keyhatchd")
+        eventually(lambda: machine.path("/run/keyhatch-admin/admin.sock").exists())
+        yield machine
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
+def test_systemd_and_the_first_steps(machine):
+    for file in (FILES / "systemd").iterdir():
+        machine.copy(file, HOME / file.name)
+    machine.write(HOME / "api-key", KEY, 0o600)
+    with machine_service(machine) as service:
+        machine.write("/etc/systemd/system/my-bot.service.d/tested.conf", TESTED.format(url=service.url))
+        welcome = [WELCOME.strip()]
+        assert bot_says(machine, "before.service") == welcome
+        machine.run("keyhatchd", "store", "put", "my-bot/API_KEY", stdin="CANARY-other")
+        script(machine, FILES / "systemd" / "import.sh")
+        assert not machine.path(HOME / "api-key").exists()
+        assert "allow" in script(machine, FILES / "check.sh")
+        assert bot_says(machine, "after.service") == welcome
+        assert bot_says(machine, "file.service") == welcome
+        bot, role = (FILES / "systemd" / "credentials.toml").read_text(), POLICY[POLICY.index("[role"):]
+        machine.write("/etc/keyhatch/conf.d/my-bot.toml", bot + role)
+        machine.run("keyhatchd", "reload")
+        assert bot_says(machine, "same.service") == welcome
+        doctor = f"[Service]\nExecStartPre={(FILES / 'doctor.sh').read_text()}"
+        machine.write("/etc/systemd/system/my-bot.service.d/doctor.conf", doctor)
+        *found, last = bot_says(machine, "after.service")
+        assert [line.split()[0] for line in found] == ["ok"] * 6 and [last] == welcome, found
+
+
+def machine_service(machine):
+    """The service of the bot at the machine's own loopback."""
+    made = []
+
+    def make():
+        with open(f"/proc/{machine.leader}/ns/net") as network:
+            check(LIBC.setns(network.fileno(), CLONE_NEWNET))
+        made.append(Service(KEY))
+
+    # A thread may enter a network alone; what it has opened there stays there.
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def script(machine, file):
+    return machine.run("bash", "-euo", "pipefail", "-c", file.read_text()).stdout
+
+
+def bot_says(machine, unit):
+    """The lines that one start of this unit, as `my-bot.service`, has left in the journal."""
+    said = lambda: [entry["MESSAGE"] for entry in machine.journal("_SYSTEMD_UNIT=my-bot.service")]
+    before = len(said())
+    machine.unit("my-bot.service", (FILES / "systemd" / unit).read_text())
+    machine.systemctl("start", "my-bot", check=False)
+    return said()[before:]
 
 
 # What the pages show.

@@ -178,6 +178,10 @@ impl AdminServer {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => answer::document(StatusCode::OK, &self.status()),
+            (&Method::GET, "/v1/rotation") => {
+                let rotations = self.context.rotations.all();
+                answer::document(StatusCode::OK, &json!({ "rotations": rotations }))
+            }
             (&Method::GET, "/v1/metrics") => {
                 answer::text(metrics::KIND, metrics::render(&self.context))
             }

@@ -1,7 +1,7 @@
-//! What an answer's body is made of: bytes that are ready, or a watch that makes them as they are asked for.
+//! What an answer's body is made of: bytes that are ready, a watch that makes them as they are asked for, or what a
+//! route's upstream sends.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
 use super::watch::Watch;
+use crate::routes::{Download, Failure};
 
 /// The body of an answer.
 pub enum Body {
@@ -18,6 +19,8 @@ pub enum Body {
     Pieces(VecDeque<Bytes>),
     /// A stream of events.
     Watch(Box<Watch>),
+    /// The answer of a route's upstream.
+    Passing(Box<Download>),
 }
 
 impl Body {
@@ -34,16 +37,17 @@ impl Body {
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Failure;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let piece = match self.get_mut() {
             Self::One(bytes) => Poll::Ready(bytes.take()),
             Self::Pieces(pieces) => Poll::Ready(pieces.pop_front()),
             Self::Watch(watch) => watch.poll_next(cx),
+            Self::Passing(passing) => return Pin::new(&mut **passing).poll_frame(cx),
         };
         piece.map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -53,6 +57,7 @@ impl hyper::body::Body for Body {
             Self::One(bytes) => bytes.is_none(),
             Self::Pieces(pieces) => pieces.is_empty(),
             Self::Watch(_) => false,
+            Self::Passing(passing) => passing.is_end_stream(),
         }
     }
 
@@ -62,6 +67,7 @@ impl hyper::body::Body for Body {
             Self::One(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, len)),
             Self::Pieces(pieces) => SizeHint::with_exact(pieces.iter().map(len).sum()),
             Self::Watch(_) => SizeHint::default(),
+            Self::Passing(passing) => passing.size_hint(),
         }
     }
 }

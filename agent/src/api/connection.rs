@@ -256,7 +256,7 @@ impl Connection {
     }
 
     /// Why this peer is not who it was, if so. Costs what the bot's selectors ask for.
-    fn standing(&self, bound: &Bound) -> Option<Refusal> {
+    pub(super) fn standing(&self, bound: &Bound) -> Option<Refusal> {
         // Nobody watches for the exit of who comes by the other door.
         let untold = self.stall.may_miss_exit() || matches!(self.door, Door::Credentials(_));
         if untold && self.peer.has_exited() {
@@ -310,7 +310,7 @@ impl Connection {
         Ok(kept)
     }
 
-    fn count(&self, allowed: bool) {
+    pub(super) fn count(&self, allowed: bool) {
         let counts = &self.context.counts;
         (if allowed {
             &counts.allowed
@@ -383,7 +383,11 @@ impl Bound {
 }
 
 /// More members of a record, with what that of a peer without a bot says about the nearest one.
-fn with_nearest<'a>(bound: &Bound, reason: Reason, more: Option<&'a str>) -> Option<Cow<'a, str>> {
+pub(super) fn with_nearest<'a>(
+    bound: &Bound,
+    reason: Reason,
+    more: Option<&'a str>,
+) -> Option<Cow<'a, str>> {
     let Some(nearest) = bound.nearest.as_ref().filter(|_| reason == Reason::NoBot) else {
         return more.map(Cow::Borrowed);
     };
@@ -394,7 +398,7 @@ fn with_nearest<'a>(bound: &Bound, reason: Reason, more: Option<&'a str>) -> Opt
     }))
 }
 
-fn code_of(reason: Reason) -> Code {
+pub(super) fn code_of(reason: Reason) -> Code {
     match reason {
         Reason::NotFound => Code::NotFound,
         Reason::Quarantined => Code::Quarantined,

@@ -16,6 +16,8 @@ use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
 use crate::policy::{Policy, Refusal};
+use crate::rotation::Rotations;
+use crate::routes::Routes;
 use crate::sources::engine::{Supply, Upstreams};
 use crate::sources::{Owners, States};
 
@@ -34,9 +36,13 @@ pub struct Context {
     /// Whose a name is.
     pub owners: Owners,
     /// Those of them that are asked over the network.
-    pub upstreams: Upstreams,
+    pub upstreams: Arc<Upstreams>,
+    /// Rotations on schedule.
+    pub rotations: Rotations,
     /// The record of truth.
     pub audit: Arc<Log>,
+    /// Upstreams that secrets are used at. A reload swaps them together with the policy.
+    pub routes: ArcSwap<Routes>,
     /// Bounds for each uid.
     pub limits: Arc<Limits>,
     /// Runs the programs that the configuration names.

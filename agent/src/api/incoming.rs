@@ -31,7 +31,7 @@ pub async fn read(body: Incoming) -> Result<Bytes, (Code, String)> {
 }
 
 async fn whole(mut body: Incoming) -> Result<Bytes, (Code, String)> {
-    let mut read = BytesMut::new();
+    let mut read = Bytes::new();
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|_| (Code::BadRequest, "the body did not arrive whole".to_owned()))?;
@@ -42,13 +42,15 @@ async fn whole(mut body: Incoming) -> Result<Bytes, (Code, String)> {
             return Err(too_large());
         }
         // Mostly there is one piece, which is taken as it is.
-        if read.is_empty() {
-            read = more.into();
+        read = if read.is_empty() {
+            more
         } else {
-            read.extend_from_slice(&more);
-        }
+            let mut longer = BytesMut::from(read);
+            longer.extend_from_slice(&more);
+            longer.freeze()
+        };
     }
-    Ok(read.freeze())
+    Ok(read)
 }
 
 /// What a future gives without waiting for the peer: a body that came with its head needs no timer, which would

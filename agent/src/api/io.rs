@@ -40,6 +40,8 @@ pub struct Stall {
     /// What comes in while an answer is made is a body, which has its own time, or the next request.
     answering: AtomicBool,
     write: AtomicU32,
+    /// Requests whose bodies stream: their pauses are the upstream's.
+    using: AtomicU32,
     /// The last read took what was there already, so that the kernel was not asked for events before it.
     at_once: AtomicBool,
 }
@@ -76,6 +78,11 @@ impl Stall {
         self.at_once.load(Relaxed)
     }
 
+    /// Whether a route is used on it.
+    pub fn is_using(&self) -> bool {
+        self.using.load(Relaxed) != 0
+    }
+
     /// Whether an answer waits for the peer to read.
     pub fn is_writing(&self) -> bool {
         self.write.load(Relaxed) != 0
@@ -94,6 +101,23 @@ impl Stall {
         if since.load(Relaxed) == 0 {
             since.store(clock.now().max(1), Relaxed);
         }
+    }
+}
+
+/// Marks a connection as one on which a route is used, until it is dropped.
+pub struct Using(Arc<Stall>);
+
+impl Using {
+    /// Marks it.
+    pub fn of(stall: &Arc<Stall>) -> Self {
+        stall.using.fetch_add(1, Relaxed);
+        Self(Arc::clone(stall))
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.using.fetch_sub(1, Relaxed);
     }
 }
 
@@ -143,7 +167,7 @@ impl Read for Io {
         let waited = std::mem::replace(&mut self.waited, read.is_pending());
         ready!(read)?;
         self.stall.at_once.store(!waited, Relaxed);
-        if !self.stall.answering.load(Relaxed) {
+        if !self.stall.answering.load(Relaxed) && !self.stall.is_using() {
             Stall::begin(&self.stall.head, &self.clock);
         }
         Poll::Ready(Ok(()))

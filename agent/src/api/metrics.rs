@@ -1,9 +1,10 @@
 //! Metrics in the `OpenMetrics` text format (1.0). Never a value, a name or a peer: only counts.
 
 use std::fmt::Write;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::context::Context;
+use crate::routes::Counters;
 
 /// The media type of the text.
 pub const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -53,11 +54,33 @@ pub fn render(context: &Context) -> String {
         "Promises that this host does not let the agent keep.",
         context.health.missing().len() as u64,
     );
+    rotations(&mut out, context);
     memory(&mut out, context);
     sources(&mut out, context);
+    routes(&mut out, context);
     audit(&mut out, context);
     out.0.push_str("# EOF\n");
     out.0
+}
+
+fn rotations(out: &mut Text, context: &Context) {
+    let (done, failed) = context.rotations.counts();
+    out.head(
+        "keyhatch_rotations",
+        "counter",
+        "Steps of rotations that failed, and rotations that are done.",
+    );
+    for (result, count) in [("done", done), ("failed", failed)] {
+        let labels = format!("{{result=\"{result}\"}}");
+        out.sample("keyhatch_rotations_total", &labels, count);
+    }
+    let all = context.rotations.all();
+    let failing = all.iter().filter(|rotation| rotation.state == "failing");
+    out.gauge(
+        "keyhatch_rotations_failing",
+        "Rotations whose last step failed and is tried again.",
+        failing.count() as u64,
+    );
 }
 
 fn memory(out: &mut Text, context: &Context) {
@@ -127,6 +150,56 @@ fn sources(out: &mut Text, context: &Context) {
         let labels = format!("{{source=\"{name}\"}}");
         let pause = upstream.next_try().unwrap_or(0);
         out.sample("keyhatch_source_next_try_seconds", &labels, pause);
+    }
+}
+
+/// What is counted of a route.
+type Count = fn(&Counters) -> &AtomicU64;
+
+fn routes(out: &mut Text, context: &Context) {
+    let counters: [(&str, &str, Count); 6] = [
+        ("requests", "Requests that were passed on.", |c| &c.requests),
+        (
+            "failed",
+            "Requests without a whole answer of the upstream.",
+            |c| &c.failed,
+        ),
+        ("limited", "Requests over a limit of the route.", |c| {
+            &c.limited
+        }),
+        (
+            "masked",
+            "Answers in which the secret was written over.",
+            |c| &c.masked,
+        ),
+        ("sent_bytes", "Bytes of bodies to the upstream.", |c| {
+            &c.sent
+        }),
+        (
+            "received_bytes",
+            "Bytes of bodies from the upstream.",
+            |c| &c.received,
+        ),
+    ];
+    let routes = context.routes.load();
+    let all = routes.all();
+    if all.is_empty() {
+        return;
+    }
+    for (name, help, count) in counters {
+        let name = format!("keyhatch_route_{name}");
+        out.head(&name, "counter", help);
+        for route in &all {
+            let labels = format!("{{route=\"{}\"}}", route.name());
+            let count = count(route.counters()).load(Relaxed);
+            out.sample(&format!("{name}_total"), &labels, count);
+        }
+    }
+    out.head("keyhatch_route_open", "gauge", "Requests under way.");
+    for route in &all {
+        let labels = format!("{{route=\"{}\"}}", route.name());
+        let open = route.counters().open.load(Relaxed);
+        out.sample("keyhatch_route_open", &labels, open);
     }
 }
 

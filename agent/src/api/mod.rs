@@ -20,12 +20,14 @@ pub mod metrics_server;
 mod native;
 mod reading;
 mod request;
+mod rotate;
 mod route;
 mod sealing;
 mod server;
 mod store_verbs;
 mod supply;
 mod surface;
+mod using;
 mod watch;
 
 pub use connection::Connection;

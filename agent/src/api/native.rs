@@ -22,7 +22,7 @@ use super::request::{self, Ask, Bad, List, Secret};
 use super::route::Reply;
 use super::surface::Surface;
 use super::watch::Watch;
-use super::{incoming, supply};
+use super::{incoming, rotate, supply};
 use crate::audit::Event;
 use crate::cache::{Form, Freshness, LoadError, STALE};
 use crate::policy::BotMatch;
@@ -43,6 +43,7 @@ pub fn reply(
     match ask {
         Ask::Secret(ask) => secret(connection, bound, id, ask, &request),
         Ask::List(ask) => Reply::Now(or_problem(list(connection, bound, &id, &ask), &id)),
+        Ask::Rotate(name) => Reply::later(rotate::native(Arc::clone(connection), id, name)),
         Ask::Watch(names) => watch(connection, bound, id, names, &request),
         Ask::Whoami => Reply::Now(answer::document(StatusCode::OK, &whoami(connection, bound))),
         Ask::Health => Reply::Now(health(connection)),
@@ -330,7 +331,7 @@ fn batch_reply(
                 match answer.into_body() {
                     Body::One(piece) => pieces.extend(piece),
                     Body::Pieces(more) => pieces.extend(more),
-                    Body::Watch(_) => {}
+                    Body::Watch(_) | Body::Passing(_) => {}
                 }
             }
             Err(code) => errors.push(BatchError {

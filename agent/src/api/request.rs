@@ -28,6 +28,8 @@ pub enum Ask {
     Batch,
     /// `GET /v1/watch`
     Watch(Vec<Name>),
+    /// `POST /v1/rotate/{name}`
+    Rotate(Name),
     /// `GET /v1/whoami`
     Whoami,
     /// `GET /v1/health`
@@ -110,6 +112,13 @@ pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Ask, Ba
     if let Some(name) = rest.strip_prefix("secrets/") {
         let name = Name::from_path(name).map_err(Bad::because)?;
         return only(Method::GET, Ask::Secret(secret(name, query)?));
+    }
+    if let Some(name) = rest.strip_prefix("rotate/") {
+        let name = Name::from_path(name).map_err(Bad::because)?;
+        if let Some((key, _)) = pairs(query).next() {
+            return Err(unknown(key, "none"));
+        }
+        return only(Method::POST, Ask::Rotate(name));
     }
     match rest {
         "secrets" => only(Method::GET, Ask::List(list(query)?)),

@@ -13,7 +13,7 @@ use super::answer::Answer;
 use super::connection::{Bound, Connection};
 use super::id::RequestId;
 use super::surface::Surface;
-use super::{dropin, incoming, native};
+use super::{dropin, incoming, native, using};
 
 /// How long a request over the limit is held, so that a flood slows itself down.
 const HELD: Duration = Duration::from_secs(1);
@@ -79,6 +79,7 @@ fn route(
     match surface {
         // A credential is not asked for by HTTP.
         Surface::Native | Surface::Credential => native::reply(connection, bound, id, request),
+        Surface::Route => using::reply(connection, id, request),
         Surface::Aws => dropin::aws::reply(connection, id, request),
         Surface::AwsAgent | Surface::Vault if request.body().is_end_stream() => {
             without_body(connection, bound, id, surface, &request)

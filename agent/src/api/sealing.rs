@@ -109,6 +109,7 @@ impl AdminServer {
     /// Answers that wait for their reader still hold a value: ends them, then it is wiped.
     async fn wipe(&self) {
         self.server.close_writers();
+        self.context.routes.load().close_idle();
         let wiped = async {
             while self.context.cache.arena().used() > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;

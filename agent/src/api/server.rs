@@ -78,6 +78,7 @@ impl Open {
     fn is_under_way(&self, after: Duration) -> bool {
         self.waits.load(Relaxed) > 0
             || self.stall.is_answering()
+            || self.stall.is_using()
             || after < UNREAD && self.stall.is_writing()
             || after < UNASKED && (self.stall.is_asking() || has_more(&self.socket))
     }
@@ -168,9 +169,9 @@ impl Server {
         }
     }
 
-    /// Ends the connections whose answers still hold a value.
+    /// Ends the connections whose answers still hold a value, or on which one is used.
     pub fn close_writers(&self) {
-        self.close_where(|open| open.stall.is_writing());
+        self.close_where(|open| open.stall.is_writing() || open.stall.is_using());
     }
 
     /// Lets requests under way finish and ends all else; returns when nothing is open or time is up.

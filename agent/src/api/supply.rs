@@ -72,6 +72,13 @@ pub fn again(connection: &Connection, bound: &Bound, name: &Name) -> Option<Pend
         .flatten()
 }
 
+/// Asks for the secret of a route that is granted and not held.
+pub fn to_use(connection: &Connection, name: &Name) -> Option<Pending> {
+    let wanted = lacking(connection, name, &Which::Current)?;
+    let upstreams = &connection.context.upstreams;
+    upstreams.ask(name, wanted, connection.peer.uid())
+}
+
 /// Asks for the names of a watch that are not held.
 pub fn to_watch(connection: &Connection, bound: &Bound, names: &[Name]) -> Vec<Pending> {
     names

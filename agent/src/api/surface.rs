@@ -11,6 +11,8 @@ pub enum Surface {
     Aws,
     /// The read side of Vault's KV version 2.
     Vault,
+    /// A route: the secret is used, not read.
+    Route,
     /// systemd, for a unit.
     Credential,
 }
@@ -24,6 +26,7 @@ impl Surface {
             Self::AwsAgent => "aws-agent",
             Self::Aws => "aws",
             Self::Vault => "vault",
+            Self::Route => "route",
             Self::Credential => "credential",
         }
     }

@@ -83,11 +83,13 @@ pub enum Event {
     AlertFlood,
     /// Records went before the time they were to be kept.
     AlertAuditShort,
+    /// A route's upstream answered with the secret in it; it was written over.
+    AlertMasked,
 }
 
 impl Event {
     /// Every event, in the order of the documentation.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::SecretRead,
         Self::SecretList,
         Self::SecretWatch,
@@ -128,6 +130,7 @@ impl Event {
         Self::AlertSourceRejected,
         Self::AlertFlood,
         Self::AlertAuditShort,
+        Self::AlertMasked,
     ];
 
     /// The name in records, such as `secret.read`.
@@ -207,6 +210,7 @@ impl Event {
             }
             Self::AlertFlood => ("alert.flood", "6ae26e7c68e443998f98cd87f41c225a"),
             Self::AlertAuditShort => ("alert.audit_short", "caa319b0703d4578a1968fccffb6cc67"),
+            Self::AlertMasked => ("alert.masked", "9d2f4c7be0a1463c8e55b3f7a9160c2d"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A secret in memory: its current version and the one before.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
@@ -86,6 +86,25 @@ pub struct Version {
     string: Range<usize>,
     kind: Kind,
     raw: Raw,
+    framed: [OnceLock<Framed>; APIS],
+}
+
+/// How many other APIs have a reply kept.
+const APIS: usize = 2;
+
+/// Which reply of another API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Which API, from 0.
+    pub api: usize,
+    /// What its reply depends on besides the version.
+    pub variant: usize,
+}
+
+/// The value in the reply of another API.
+struct Framed {
+    shape: Shape,
+    block: Arc<Block>,
 }
 
 /// What a value is.
@@ -150,6 +169,7 @@ impl Version {
             string: rendered.string,
             kind,
             raw,
+            framed: Default::default(),
         })
     }
 
@@ -191,6 +211,29 @@ impl Version {
     #[must_use]
     pub fn lease_string(&self, _permit: &Permit) -> Lease {
         Lease::part(&self.json, self.string.clone())
+    }
+
+    /// The value as a JSON string between two texts, rendered once: of each API the first variant that is asked for is kept.
+    /// `None` for any other, and where secret memory has no room for it.
+    #[must_use]
+    pub fn lease_framed(
+        &self,
+        _permit: &Permit,
+        arena: &Arc<Arena>,
+        shape: Shape,
+        frame: impl FnOnce() -> (String, &'static str),
+    ) -> Option<Lease> {
+        let place = self.framed.get(shape.api)?;
+        let framed = if let Some(framed) = place.get() {
+            framed
+        } else {
+            let (before, after) = frame();
+            let string = &self.json[self.string.clone()];
+            let parts = [before.as_bytes(), string, after.as_bytes()];
+            let block = Arc::new(render::joined(arena, parts).ok()?);
+            place.get_or_init(|| Framed { shape, block })
+        };
+        (framed.shape == shape).then(|| Lease::whole(&framed.block))
     }
 
     /// The JSON document up to the word that says whether the value is stale.

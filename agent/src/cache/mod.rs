@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, Guard};
 use keyhatch_protocol::Name;
 use tokio::sync::watch;
 
-pub use entry::{Entry, Form, Freshness, Kind, Version};
+pub use entry::{Entry, Form, Freshness, Kind, Shape, Version};
 pub use lease::{Lease, Permit};
 pub use render::{About, STALE};
 

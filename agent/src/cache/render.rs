@@ -90,6 +90,17 @@ pub fn copy(arena: &Arc<Arena>, value: &[u8]) -> Result<Block, Full> {
     Ok(draft.freeze())
 }
 
+/// Several parts of a reply as one block of secret memory.
+pub fn joined(arena: &Arc<Arena>, parts: [&[u8]; 3]) -> Result<Block, Full> {
+    let mut draft: Draft = arena.draft(parts.iter().map(|part| part.len()).sum())?;
+    let mut at = 0;
+    for part in parts {
+        draft[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    Ok(draft.freeze())
+}
+
 /// The length of `text` inside a JSON string.
 fn escaped_len(text: &[u8]) -> usize {
     text.iter()

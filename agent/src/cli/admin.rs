@@ -35,7 +35,14 @@ pub struct Args {
     target: Target,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+}
+
+impl Args {
+    /// Asks the daemon.
+    pub fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, AskError> {
+        self.target.ask(method, path, body)
+    }
 }
 
 /// What the daemon answered.

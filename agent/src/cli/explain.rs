@@ -9,18 +9,25 @@ use super::{ConfigAt, exit, fail, say};
 use crate::audit::{self, Filter};
 use crate::config::{self, Config, Depth};
 use crate::identity::{Images, Peer, accounts};
-use crate::policy::{Accounts, BotId, BotMatch, Facts, Policy};
+use crate::policy::{Accounts, BotId, BotMatch, Call, Decision, Facts, Policy};
+use crate::routes::Target;
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     at: ConfigAt,
     /// A past request, by the id that its answer named
-    #[arg(long, value_name = "ID", conflicts_with_all = ["secret", "pid", "bot", "peer"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["secret", "route", "pid", "bot", "peer"])]
     request: Option<String>,
     /// The secret that is asked for
-    #[arg(long, value_name = "NAME", required_unless_present = "request", value_parser = name)]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["request", "route"], value_parser = name)]
     secret: Option<Name>,
+    /// The route that is used, instead of a secret
+    #[arg(long, value_name = "NAME", conflicts_with = "secret")]
+    route: Option<String>,
+    /// What is asked of the route, as "GET /v1/models"
+    #[arg(long, value_name = "CALL", requires = "route")]
+    call: Option<String>,
     /// What is done with it: read, list, watch, rotate or use
     #[arg(long, default_value = "read", value_parser = action)]
     action: Action,
@@ -46,13 +53,53 @@ pub fn explain(args: &Args) -> u8 {
     if let Some(id) = &args.request {
         return explain_request(&config, id);
     }
-    let Some(secret) = &args.secret else {
-        return fail(exit::USAGE, "name a secret with --secret");
+    let policy = &config.policy;
+    let found = match find(&config, args) {
+        Ok(found) => found,
+        Err(why) => return fail(exit::USAGE, why),
     };
-    match find(&config, args) {
-        Ok(found) => explain_decision(&config.policy, &found, args.action, secret),
-        Err(why) => fail(exit::USAGE, why),
+    match (&args.secret, &args.route) {
+        (Some(secret), _) => {
+            let decision = policy.decide(&found, args.action, secret);
+            explain_decision(
+                policy,
+                &found,
+                &format!("{} {secret}", args.action),
+                &decision,
+            )
+        }
+        (None, Some(route)) => match decide_use(policy, &found, route, args.call.as_deref()) {
+            Ok((what, decision)) => explain_decision(policy, &found, &what, &decision),
+            Err(why) => fail(exit::USAGE, why),
+        },
+        (None, None) => fail(
+            exit::USAGE,
+            "name a secret with --secret, or a route with --route",
+        ),
     }
+}
+
+/// What is decided about a route, or about one call of it.
+fn decide_use(
+    policy: &Policy,
+    found: &BotMatch,
+    route: &str,
+    call: Option<&str>,
+) -> Result<(String, Decision), String> {
+    let Some(call) = call else {
+        return Ok((format!("use {route:?}"), policy.decide_route(found, route)));
+    };
+    let (method, path) = call
+        .split_once(' ')
+        .ok_or_else(|| format!("{call:?} is not a method and a path, as \"GET /v1/models\""))?;
+    let target = Target::parse(path, None).map_err(|why| format!("{path:?}: {why}"))?;
+    let call = Call {
+        route,
+        method,
+        path: &target.path,
+    };
+    let what = format!("use {route:?} for {method:?} {:?}", target.path);
+    Ok((what, policy.decide_use(found, &call)))
 }
 
 /// A past request: what its record says.
@@ -94,7 +141,7 @@ fn explain_request(config: &Config, id: &str) -> u8 {
     }
 }
 
-fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &Name) -> u8 {
+fn explain_decision(policy: &Policy, found: &BotMatch, what: &str, decision: &Decision) -> u8 {
     match found {
         BotMatch::Bot(id) => {
             if let Some(bot) = policy.bot(*id) {
@@ -118,16 +165,12 @@ fn explain_decision(policy: &Policy, found: &BotMatch, action: Action, secret: &
             ));
         }
     }
-    let decision = policy.decide(found, action, secret);
     let word = if decision.allowed() {
         "allowed"
     } else {
         "denied"
     };
-    say(format_args!(
-        "{action} {secret}: {word}, {}",
-        decision.reason()
-    ));
+    say(format_args!("{what}: {word}, {}", decision.reason()));
     if let Some(rule) = decision.rule() {
         say(format_args!(
             "decided by {rule}: {}",

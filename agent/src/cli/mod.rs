@@ -8,6 +8,7 @@ mod exec_step;
 mod explain;
 mod generate;
 mod paths;
+mod rotation;
 mod run;
 mod status;
 mod store;
@@ -66,6 +67,9 @@ enum Verb {
     /// Show how the running daemon is
     #[command(after_help = "Example: keyhatchd status --json")]
     Status(admin::Args),
+    /// Show how the rotations of the running daemon stand
+    #[command(subcommand)]
+    Rotation(rotation::Verb),
     /// Have the running daemon read its configuration anew; exit 78 where it is refused
     #[command(after_help = "Example: keyhatchd reload")]
     Reload(admin::Args),
@@ -111,6 +115,7 @@ pub fn main() -> ExitCode {
         Verb::Store(args) => store::store(args),
         Verb::Audit(args) => audit::audit(args),
         Verb::Status(args) => admin::status(&args),
+        Verb::Rotation(verb) => rotation::rotation(&verb),
         Verb::Reload(args) => admin::reload(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),

@@ -116,7 +116,7 @@ fn word<T: Copy>(
     one_of(&section.string(key, report)?, key, words, report)
 }
 
-fn size(section: &Section<'_>, key: &str, report: &mut Report) -> Option<u64> {
+pub(super) fn size(section: &Section<'_>, key: &str, report: &mut Report) -> Option<u64> {
     let At { value: text, place } = section.string(key, report)?;
     let size = parse_size(text);
     if size.is_none() {

@@ -9,6 +9,9 @@ mod document;
 mod dropin;
 mod held;
 mod host;
+mod inject;
+mod rotation;
+mod route;
 mod rules;
 mod section;
 mod source;
@@ -23,13 +26,16 @@ use toml::de::DeTable;
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
+pub use inject::{Inject, Part, Template};
+pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
+pub use route::{Route, RouteLimits};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};
 
 use crate::files::Trust;
 pub use crate::policy::{Diagnostic, Place};
-use crate::policy::{Policy, Report, Rules, suggest};
+use crate::policy::{Policy, Report, RouteInput, Rules, suggest};
 
 use document::Document;
 use section::{Section, Value, not_yet};
@@ -38,8 +44,10 @@ use section::{Section, Value, not_yet};
 pub const DEFAULT_PATH: &str = "/etc/keyhatch/keyhatch.toml";
 
 /// The tables of this version, and those of later ones.
-const TABLES: [&str; 6] = ["agent", "audit", "bot", "dropin", "role", "source"];
-const LATER_TABLES: [&str; 4] = ["detect", "honeytoken", "rotation", "route"];
+const TABLES: [&str; 8] = [
+    "agent", "audit", "bot", "dropin", "role", "rotation", "route", "source",
+];
+const LATER_TABLES: [&str; 2] = ["detect", "honeytoken"];
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +71,10 @@ pub struct Config {
     pub audit: Audit,
     /// `[dropin]`.
     pub dropin: Dropin,
+    /// `[[route]]`.
+    pub routes: Vec<Route>,
+    /// `[[rotation]]`.
+    pub rotations: Vec<Rotation>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
     /// The files that were read, the main one first.
@@ -126,7 +138,9 @@ fn assemble(
         &mut report,
     );
     let dropin = dropin::read(&parts.dropin, &mut report);
-    let policy = read_policy(&parts, depth, complete, &mut report);
+    let rotations = rotation::read_all(&parts.rotations, &sources, depth, &mut report);
+    let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
+    let policy = read_policy(&parts, calls, depth, complete, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
             .iter()
@@ -144,6 +158,8 @@ fn assemble(
         policy: Arc::new(policy.unwrap_or_default()),
         audit,
         dropin,
+        routes,
+        rotations,
         warnings: report.warnings,
         files: documents
             .iter()
@@ -158,8 +174,10 @@ struct Parts<'a> {
     audit: Section<'a>,
     dropin: Section<'a>,
     sources: Vec<Section<'a>>,
+    rotations: Vec<Section<'a>>,
     bots: Vec<Section<'a>>,
     roles: Vec<(&'a str, Section<'a>)>,
+    routes: Vec<Section<'a>>,
 }
 
 impl<'a> Parts<'a> {
@@ -169,8 +187,10 @@ impl<'a> Parts<'a> {
             audit: Section::new("[audit]"),
             dropin: Section::new("[dropin]"),
             sources: Vec::new(),
+            rotations: Vec::new(),
             bots: Vec::new(),
             roles: Vec::new(),
+            routes: Vec::new(),
         }
     }
 
@@ -180,8 +200,10 @@ impl<'a> Parts<'a> {
             "audit" => drop(self.audit.add(value, report)),
             "dropin" => drop(self.dropin.add(value, report)),
             "source" => self.sources.extend(value.sections(report)),
+            "rotation" => self.rotations.extend(value.sections(report)),
             "bot" => self.bots.extend(value.sections(report)),
             "role" => self.roles.extend(value.named_sections(report)),
+            "route" => self.routes.extend(value.sections(report)),
             key if LATER_TABLES.contains(&key) => {
                 report.error(&value.place(), not_yet(&format!("`{key}`")));
             }
@@ -195,11 +217,15 @@ impl<'a> Parts<'a> {
 
 fn read_policy(
     parts: &Parts<'_>,
+    routes: Vec<RouteInput>,
     depth: Depth,
     complete: bool,
     report: &mut Report,
 ) -> Option<Policy> {
-    let mut rules = Rules::default();
+    let mut rules = Rules {
+        routes,
+        ..Rules::default()
+    };
     for section in &parts.bots {
         rules.bots.extend(rules::read_bot(section, depth, report));
     }

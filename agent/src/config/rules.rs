@@ -235,12 +235,12 @@ fn read_rules(value: Option<Value<'_>>, what: &str, report: &mut Report) -> Vec<
 }
 
 fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<RuleInput> {
-    section.check_keys(&["secrets", "actions"], &["routes"], report);
-    if section.get("routes").is_some() {
-        return None;
+    section.check_keys(&["secrets", "routes", "actions"], &[], report);
+    if let Some(routes) = section.get("routes") {
+        return read_route_rule(section, &routes, what, report);
     }
     let secrets = section.required("secrets", "[\"openai/*\"]", report)?;
-    let patterns = read_patterns(&secrets, report)?;
+    let patterns = read_patterns(&secrets, Pattern::of_names, report)?;
     let actions = match section.get("actions") {
         Some(value) => read_actions(&value, what, report)?,
         None if what == "a deny" => Action::ALL.to_vec(),
@@ -248,31 +248,59 @@ fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<R
     };
     Some(RuleInput {
         secrets: patterns,
+        routes: Vec::new(),
         actions,
         place: section.place(),
     })
 }
 
-fn read_patterns(value: &Value<'_>, report: &mut Report) -> Option<Vec<Pattern>> {
+/// A rule about routes: the one thing that is done with them is to use them.
+fn read_route_rule(
+    section: &Section<'_>,
+    routes: &Value<'_>,
+    what: &str,
+    report: &mut Report,
+) -> Option<RuleInput> {
+    if let Some(secrets) = section.get("secrets") {
+        let text = format!("{what} is about `secrets` or about `routes`, write one for each");
+        report.error(&secrets.place(), text);
+    }
+    if let Some(actions) = section.get("actions") {
+        for At { value: word, place } in actions.strings(report)? {
+            if word != Action::Use.as_str() {
+                let text =
+                    format!("action {word:?} is on secrets, on routes there is only \"use\"");
+                report.error(&place, text);
+            }
+        }
+    }
+    Some(RuleInput {
+        secrets: Vec::new(),
+        routes: read_patterns(routes, Pattern::parse, report)?,
+        actions: vec![Action::Use],
+        place: section.place(),
+    })
+}
+
+fn read_patterns(
+    value: &Value<'_>,
+    parse: impl Fn(&str) -> Result<Pattern, PatternError>,
+    report: &mut Report,
+) -> Option<Vec<Pattern>> {
     let texts = value.strings(report)?;
+    let key = value.key;
     if texts.is_empty() {
-        report.error(
-            &value.place(),
-            "`secrets` is empty, so that it names nothing, add a name or pattern",
-        );
+        let text = format!("`{key}` is empty, so that it names nothing, add a name or pattern");
+        report.error(&value.place(), text);
     }
     let mut patterns = Vec::new();
     for At { value: text, place } in texts {
-        match Pattern::of_names(text) {
+        match parse(text) {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => report.error(&place, bad_pattern(text, error)),
+            Err(error) => report.error(&place, format!("`{key}` has {text:?}, {error}")),
         }
     }
     (!patterns.is_empty()).then_some(patterns)
-}
-
-fn bad_pattern(text: &str, error: PatternError) -> String {
-    format!("`secrets` has {text:?}, {error}")
 }
 
 fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Vec<Action>> {
@@ -303,6 +331,6 @@ fn read_actions(value: &Value<'_>, what: &str, report: &mut Report) -> Option<Ve
 
 fn use_of_secret(place: &Place, report: &mut Report) {
     let text =
-        "action \"use\" is granted on routes, which this version does not have yet, remove it";
+        "action \"use\" is granted on routes, write { routes = [\"NAME\"], actions = [\"use\"] }";
     report.error(place, text);
 }

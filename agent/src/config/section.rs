@@ -205,6 +205,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The same with the keys of `other` that it has not itself.
+    pub(super) fn or(&self, other: &Self) -> Self {
+        let mut values = other.values.clone();
+        values.extend(self.values.iter().map(|(key, value)| (*key, *value)));
+        Self {
+            title: self.title.clone(),
+            place: self.place.clone(),
+            values,
+        }
+    }
+
     /// All keys with their values.
     pub(super) fn values(&self) -> impl Iterator<Item = Value<'a>> {
         self.values.values().copied()

@@ -113,6 +113,29 @@ fn bots_and_roles_are_a_complete_configuration() {
 }
 
 #[test]
+fn a_preset_fills_what_a_route_leaves_out() {
+    let routes = |text: &str| {
+        let text = format!("[[route]]\nname = \"r\"\nsecret = \"a\"\nallow = [\"GET /\"]\n{text}");
+        read(&[("k.toml", &text)]).unwrap().routes
+    };
+    let openai = &routes("preset = \"openai\"")[0];
+    assert_eq!(openai.upstream.to_string(), "https://api.openai.com");
+    assert_eq!(openai.inject.len(), 1);
+    let own = &routes("preset = \"openai\"\nupstream = \"https://gateway.test\"")[0];
+    assert_eq!(own.upstream.to_string(), "https://gateway.test");
+    assert_eq!(own.inject, openai.inject);
+    // Each of the catalogue is a route that works.
+    let catalogue = include_str!("presets.toml");
+    let names = catalogue
+        .lines()
+        .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    let count = names
+        .map(|name| assert_eq!(routes(&format!("preset = \"{name}\"")).len(), 1))
+        .count();
+    assert!(count > 20, "{count}");
+}
+
+#[test]
 fn drop_in_names_are_read() {
     let config = read(&[(
         "k.toml",
@@ -313,14 +336,28 @@ deny = [
 }
 
 /// `wrong.txt` has texts, each followed by every line that it must lead to. A text that begins with `match:`,
-/// `credentials:`, `rule:` or `source:` is that part of a file that is right otherwise.
+/// `credentials:`, `rule:`, `source:`, `route:`, `rotation:` or `driver:` is that part of a file that is right otherwise.
 fn expand(text: &str) -> String {
+    /// What a text that gives one of these keys itself leaves out.
+    const ROUTE: [&str; 5] = [
+        "name = \"x\"",
+        "upstream = \"https://h\"",
+        "secret = \"a\"",
+        "inject = { header = \"x\", value = \"{secret}\" }",
+        "allow = [\"GET /v1\"]",
+    ];
     const BOT: &str = "[[bot]]\nname = \"b\"\n";
+    const ROTATION: &str = "[[rotation]]\nsecret = \"app/x\"\n";
     let (part, rest) = text.split_once(": ").unwrap_or_default();
     match part {
         "match" => format!("{BOT}match = {{ {} }}\nroles = []\n", rest.trim_end()),
         "rule" => format!(
             "{BOT}match = {{ uid = 1 }}\nroles = [\"r\"]\n[role.r]\ngrants = [\n  {{ {} }},\n]\n",
+            rest.trim_end()
+        ),
+        "rotation" => format!("{ROTATION}driver = {{ kind = \"generate\" }}\n{rest}"),
+        "driver" => format!(
+            "{ROTATION}every = \"1d\"\ndriver = {{ {} }}\n",
             rest.trim_end()
         ),
         "credentials" => {
@@ -330,6 +367,14 @@ fn expand(text: &str) -> String {
             )
         }
         "source" => format!("[[source]]\nname = \"s\"\nkind = \"file\"\n{rest}"),
+        "route" => {
+            let given = |line: &&&str| {
+                rest.starts_with(line.split('=').next().unwrap())
+                    || rest.contains(&format!("\n{}", line.split('=').next().unwrap()))
+            };
+            let base: Vec<&str> = ROUTE.iter().filter(|line| !given(line)).copied().collect();
+            format!("[[route]]\n{}\n{rest}", base.join("\n"))
+        }
         _ => text.into(),
     }
 }
@@ -354,6 +399,101 @@ fn every_message_has_its_line_and_stands_alone() {
         }
     }
     assert!(text.is_empty());
+}
+
+#[test]
+fn every_key_of_a_rotation_is_read() {
+    let text = r#"
+[[source]]
+name = "local"
+kind = "file"
+[[source]]
+name = "bao"
+kind = "vault"
+prefix = "bao/"
+address = "https://h"
+auth = { method = "token_file", path = "/t" }
+[[rotation]]
+secret = "app/key"
+every = "Mon *-*-* 03:00"
+jitter = "1h"
+grace = "2d"
+driver = { kind = "exec", command = ["/opt/rotate-pg", "app"], user = "pg", timeout = "5s" }
+host = "db-1"
+[[rotation]]
+secret = "app/pin"
+every = "20h"
+driver = { kind = "generate", length = 6, alphabet = "0123456789" }
+[[rotation]]
+secret = "bao/key"
+every = "30d"
+driver = { kind = "vault", field = "password", length = 20 }
+"#;
+    let config = read(&[("k.toml", text)]).unwrap();
+    assert!(config.warnings.is_empty());
+    let [exec, pin, bao] = &config.rotations[..] else {
+        panic!("{:?}", config.rotations);
+    };
+    assert_eq!(exec.every.text(), "Mon *-*-* 03:00");
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    assert_eq!((exec.jitter, exec.grace), (hours(1), hours(48)));
+    let program = Program {
+        command: vec!["/opt/rotate-pg".into(), "app".into()],
+        user: Some("pg".into()),
+        timeout: Duration::from_secs(5),
+    };
+    assert_eq!(exec.driver, Driver::Exec(program));
+    assert_eq!(exec.host.as_deref(), Some("db-1"));
+    let alphabet = Alphabet {
+        characters: b"0123456789".to_vec(),
+        length: 6,
+    };
+    assert_eq!(pin.driver, Driver::Generate(alphabet));
+    // A day of grace would be more than half.
+    assert_eq!(
+        (pin.grace, pin.every.clone()),
+        (hours(10), Every::Span(hours(20)))
+    );
+    let Driver::Vault(driver) = &bao.driver else {
+        panic!("{bao:?}");
+    };
+    assert_eq!(
+        (driver.field.as_deref(), driver.alphabet.length),
+        (Some("password"), 20)
+    );
+    assert_eq!(
+        (driver.alphabet.characters.len(), bao.grace),
+        (62, hours(24))
+    );
+}
+
+#[test]
+fn what_a_rotation_names_is_there_and_its_program_is_nobody_elses() {
+    let one =
+        |driver: &str| format!("[[rotation]]\nsecret = \"a\"\nevery = \"1d\"\ndriver = {driver}\n");
+    let exec = one("{ kind = \"exec\", command = [\"/r\"] }");
+    let config = read(&[("k.toml", &exec)]).unwrap();
+    assert_eq!(
+        lines(&config.warnings),
+        [
+            "k.toml:1: the rotation of \"a\" runs a program and has no `host`, each host with this configuration would do it, name one"
+        ]
+    );
+    let twice = one("{ kind = \"generate\" }").repeat(2);
+    assert_eq!(
+        errors(&twice),
+        ["k.toml:6: the rotation of \"a\" is already at k.toml:1, remove one"]
+    );
+    let folder = Folder::new();
+    let program = folder.write("rotate", "#!/bin/sh\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o777)).unwrap();
+    let exec = one(&format!("{{ kind = \"exec\", command = [{program:?}] }}"));
+    let path = folder.write("k.toml", &exec);
+    let found = lines(&load(&path, full()).unwrap_err());
+    assert!(
+        found[0].contains("the driver program") && found[0].contains("k.toml:4"),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    Aws, Config, KeySource, Metrics, Platform, Source, SourceKind, Vault, VaultAuth,
+    Aws, Config, Driver, KeySource, Metrics, Platform, Source, SourceKind, Vault, VaultAuth,
 };
 use crate::http::Address;
 use crate::policy::Kind;
@@ -86,6 +86,21 @@ impl Needs {
         for source in &config.sources {
             needs.source(source, variable);
         }
+        for route in &config.routes {
+            needs.upstream(variable);
+            needs.connect.insert(route.upstream.target().1);
+            if let Some(file) = &route.ca_file {
+                needs.read_beside(file);
+            }
+        }
+        for rotation in &config.rotations {
+            // A reload looks at whose it is.
+            if let Driver::Exec(program) = &rotation.driver
+                && let Some(program) = program.command.first()
+            {
+                needs.read_beside(Path::new(program));
+            }
+        }
         needs.programs = config.policy.bots().iter().any(|bot| {
             let selectors = bot.selectors();
             selectors.has(Kind::Exe) || selectors.has(Kind::ExeSha256)
@@ -141,19 +156,24 @@ impl Needs {
                 self.key(key);
             }
             SourceKind::Upstream { platform, .. } => {
-                self.network = true;
-                self.connect.insert(DNS);
-                // The system's certificate authorities, where they are named.
-                self.read
-                    .extend(variable("SSL_CERT_DIR").map(PathBuf::from));
-                if let Some(file) = variable("SSL_CERT_FILE") {
-                    self.read_beside(Path::new(&file));
-                }
+                self.upstream(variable);
                 match platform {
                     Platform::Vault(vault) => self.vault(vault),
                     Platform::Aws(aws) => self.aws(aws, variable),
                 }
             }
+        }
+    }
+
+    /// What it takes to find and to trust any upstream.
+    fn upstream(&mut self, variable: Variable<'_>) {
+        self.network = true;
+        self.connect.insert(DNS);
+        // The system's certificate authorities, where they are named.
+        self.read
+            .extend(variable("SSL_CERT_DIR").map(PathBuf::from));
+        if let Some(file) = variable("SSL_CERT_FILE") {
+            self.read_beside(Path::new(&file));
         }
     }
 

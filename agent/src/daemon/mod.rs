@@ -23,6 +23,7 @@ use crate::api::Context;
 use crate::config::Config;
 use crate::confine::Needs;
 use crate::exec::{self, Runner, allowed_programs};
+use crate::rotation;
 use crate::sources::Asked;
 use crate::sys::harden;
 use crate::sys::manager::{Handed, Manager};
@@ -72,6 +73,8 @@ struct Daemon {
     config: Config,
     context: Arc<Context>,
     keeper: mpsc::Sender<Asked>,
+    /// The loop of the rotations, until it runs.
+    rotation: Option<rotation::Service>,
     /// What the process can still do.
     granted: Needs,
     credentials: credentials::Credentials,

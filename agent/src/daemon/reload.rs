@@ -15,6 +15,7 @@ use crate::config::{self, Config, Depth, Stamps};
 use crate::confine::Needs;
 use crate::exec::allowed_programs;
 use crate::files::Trust;
+use crate::routes::Routes;
 
 impl Daemon {
     /// Reads the configuration anew, and tells the service manager when that begins and ends.
@@ -33,14 +34,17 @@ impl Daemon {
         let loaded = config::load(&self.path, Depth::Full(Trust::own()))
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let fresh = loaded.and_then(|fresh| match self.refuse_changes(&fresh) {
-            problems if problems.is_empty() => Ok(fresh),
+            problems if problems.is_empty() => {
+                let routes = Routes::of(&fresh.routes, &self.context.routes.load())?;
+                Ok((fresh, routes))
+            }
             problems => Err(problems),
         });
-        let fresh = fresh.and_then(|fresh| match self.credentials.open(None, &fresh.policy) {
+        let fresh = fresh.and_then(|fresh| match self.credentials.open(None, &fresh.0.policy) {
             Ok(()) => Ok(fresh),
             Err(error) => Err(vec![error.to_string()]),
         });
-        let fresh = match fresh {
+        let (fresh, routes) = match fresh {
             Ok(fresh) => fresh,
             Err(problems) => {
                 problems
@@ -61,6 +65,8 @@ impl Daemon {
             .store(Arc::new(Stamps::of(&fresh.files)));
         admin.admins.store(Arc::new(fresh.agent.admins.clone()));
         self.context.dropin.store(Arc::new(fresh.dropin.clone()));
+        self.context.routes.store(Arc::new(routes));
+        self.context.rotations.set(&fresh.rotations);
         self.context.set_policy(Arc::clone(&fresh.policy));
         self.record(Event::PolicyLoaded, &extra(&[("config", json!(self.path))]));
         tracing::info!("the configuration was loaded anew");

@@ -23,10 +23,11 @@ use crate::config::Metrics;
 
 impl Daemon {
     pub(super) async fn serve(
-        self,
+        mut self,
         handed: HandedSockets,
         ready: impl FnOnce(),
     ) -> Result<(), StartError> {
+        let rotation = self.rotation.take();
         let agent = &self.config.agent;
         let mut bound = Bound::new();
         let server = Server::new(Arc::clone(&self.context))?;
@@ -42,6 +43,7 @@ impl Daemon {
         self.credentials
             .open(handed.credentials, &self.config.policy)?;
         let ops = tokio::spawn(Arc::clone(&admin).accept(ops));
+        rotation.map(|rotation| tokio::spawn(rotation.run()));
         serve_metrics(
             &self.context,
             handed.metrics,
@@ -83,6 +85,7 @@ impl Daemon {
             never = &mut exits => match never {},
             () = drained => {}
         }
+        self.context.rotations.stop().await;
         self.context.upstreams.stop().await;
         self.stop(&bound);
         Ok(())

@@ -26,6 +26,8 @@ use crate::confine::{Needs, confine};
 use crate::exec::Runner;
 use crate::identity::accounts::Lookup;
 use crate::identity::{Images, Kernel};
+use crate::rotation;
+use crate::routes::Routes;
 use crate::sources::engine::Rooms;
 use crate::sources::{Asked, FileSource, Keeper, Names, Owners, States, platforms};
 use crate::sys::arena::Arena;
@@ -87,22 +89,44 @@ impl Daemon {
             states: Arc::clone(&states),
         };
         let upstreams = platforms::start(&config, &owners, rooms).map_err(StartError::Config)?;
+        let routes = Routes::of(&config.routes, &Routes::default()).map_err(StartError::Config)?;
+        let upstreams = Arc::new(upstreams);
+        let ids = || {
+            RequestIds::new()
+                .map_err(|error| StartError::Other("no random numbers", error.to_string()))
+        };
+        let own_ids = ids()?;
+        let (rotations, rotation) = rotation::Service::new(
+            &config.rotations,
+            state_dir,
+            rotation::Rooms {
+                cache: Arc::clone(&cache),
+                audit: Arc::clone(&audit),
+                keeper: keeper.clone(),
+                owners: owners.clone(),
+                upstreams: Arc::clone(&upstreams),
+                runner: runner.clone(),
+                ids: Box::new(move || own_ids.next().as_str().to_owned()),
+            },
+        )
+        .map_err(|why| StartError::Other("what is remembered of rotations", why))?;
         let context = Arc::new(Context {
             policy: ArcSwap::new(Arc::clone(&config.policy)),
             dropin: ArcSwap::new(Arc::new(config.dropin.clone())),
+            routes: ArcSwap::new(Arc::new(routes)),
             numbers: crate::api::Numbers::default(),
             cache,
             sources: states,
             owners,
             upstreams,
+            rotations,
             audit,
             limits: Limits::new(files),
             runner,
             lookup: Lookup::default(),
             images,
             kernel,
-            ids: RequestIds::new()
-                .map_err(|error| StartError::Other("no random numbers", error.to_string()))?,
+            ids: ids()?,
             health: crate::api::Health::default(),
             config_files: ArcSwap::new(Arc::new(Stamps::of(&config.files))),
             counts: crate::api::Counts::default(),
@@ -118,6 +142,7 @@ impl Daemon {
             config,
             context,
             keeper,
+            rotation: Some(rotation),
             granted,
             credentials,
             manager,

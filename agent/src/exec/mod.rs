@@ -15,7 +15,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::Config;
+use crate::config::{self, Config, Driver};
+use crate::rotation::Step;
 
 pub use runner::Runner;
 pub use step::serve_one;
@@ -86,9 +87,29 @@ pub enum ExecError {
     Helper(String),
 }
 
-/// Every program that a configuration names.
+/// Every program that a configuration names: a driver's once for each step.
 #[must_use]
-pub fn allowed_programs(_config: &Config) -> Vec<Program> {
-    // No table of this version names one.
-    Vec::new()
+pub fn allowed_programs(config: &Config) -> Vec<Program> {
+    let drivers = config
+        .rotations
+        .iter()
+        .filter_map(|rotation| match &rotation.driver {
+            Driver::Exec(program) => Some(program),
+            _ => None,
+        });
+    drivers
+        .flat_map(|program| Step::ALL.map(|step| of_step(program, step)))
+        .collect()
+}
+
+/// A driver program as it is run for one step.
+#[must_use]
+pub fn of_step(program: &config::Program, step: Step) -> Program {
+    let mut command = program.command.clone();
+    command.push(step.as_str().to_owned());
+    Program {
+        command,
+        user: program.user.clone(),
+        timeout: program.timeout,
+    }
 }

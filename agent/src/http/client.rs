@@ -208,7 +208,7 @@ async fn begin(io: impl Read + Write + Unpin + Send + 'static) -> Result<Sender,
 }
 
 /// TLS 1.3 tells only after the handshake that the server wants a client certificate.
-fn unanswered(error: &hyper::Error) -> Failure {
+pub(crate) fn unanswered(error: &hyper::Error) -> Failure {
     let cause = error
         .source()
         .and_then(|cause| cause.downcast_ref::<io::Error>());
@@ -223,7 +223,7 @@ fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
 }
 
 /// A certificate's names are the server's own words, so they are left out.
-fn tls_words(error: &io::Error) -> String {
+pub(crate) fn tls_words(error: &io::Error) -> String {
     match rustls_error(error) {
         Some(RustlsError::InvalidCertificate(why)) => {
             format!("the server's certificate {}", certificate_words(why))

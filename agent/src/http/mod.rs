@@ -14,5 +14,6 @@ mod tls;
 
 pub use address::{Address, AddressError};
 pub use client::{Client, Failure, Request, Response};
+pub(crate) use client::{tls_words, unanswered};
 pub use read::{Bound, Content};
 pub use tls::{Identity, TlsError, tls};

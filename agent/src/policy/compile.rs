@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keyhatch_protocol::Action;
+use keyhatch_protocol::{Action, Name};
 
 use super::credential::{self, CredentialInput, Credentials};
 use super::{
-    Bot, Diagnostic, Kind, Pattern, Place, Policy, Report, Role, Rule, Selectors, suggest,
+    Bot, CallPattern, Diagnostic, Kind, Pattern, Place, Policy, Report, Role, RouteRules, Rule,
+    Selectors, suggest,
 };
 
 /// Uids that `DynamicUser=` hands to one service after another (systemd.exec(5), `UIDS-GIDS.md`).
@@ -32,6 +33,21 @@ pub struct Rules {
     pub bots: Vec<BotInput>,
     /// `[role.X]`, in order.
     pub roles: Vec<RoleInput>,
+    /// `[[route]]`, in order.
+    pub routes: Vec<RouteInput>,
+}
+
+/// One `[[route]]`, as far as it says what may be asked.
+#[derive(Clone, Debug)]
+pub struct RouteInput {
+    /// Its name, and where it is given.
+    pub name: At<String>,
+    /// The secret that it uses.
+    pub secret: Name,
+    /// The calls that may be made.
+    pub allow: Vec<At<CallPattern>>,
+    /// Those among them that may not.
+    pub deny: Vec<At<CallPattern>>,
 }
 
 /// One `[[bot]]`.
@@ -61,8 +77,10 @@ pub struct RoleInput {
 /// One grant or deny.
 #[derive(Clone, Debug)]
 pub struct RuleInput {
-    /// Any of these names.
+    /// Any of these names; empty where the rule is about routes.
     pub secrets: Vec<Pattern>,
+    /// Any of these routes; empty where the rule is about secrets.
+    pub routes: Vec<Pattern>,
     /// Any of these actions.
     pub actions: Vec<Action>,
     /// Where it begins.
@@ -79,12 +97,14 @@ pub(super) fn compile(rules: Rules) -> Result<(Policy, Vec<Diagnostic>), Vec<Dia
         check_reachable(role, &mut report);
     }
     check_role_names(&rules, &role_ids, &mut report);
+    check_routes(&rules, &mut report);
     if !report.errors.is_empty() {
         return Err(report.errors);
     }
     let policy = Policy {
         bots: rules.bots.iter().map(|bot| bot.build(&role_ids)).collect(),
         roles: rules.roles.into_iter().map(RoleInput::build).collect(),
+        routes: rules.routes.into_iter().map(RouteInput::build).collect(),
     };
     credential::warn_of_refused(&policy, &rules.bots, &mut report);
     Ok((policy, report.warnings))
@@ -200,6 +220,39 @@ fn check_role_names(rules: &Rules, ids: &BTreeMap<String, usize>, report: &mut R
     }
 }
 
+/// Names once, calls that can be made, and grants of routes that are there.
+fn check_routes(rules: &Rules, report: &mut Report) {
+    let mut names: BTreeMap<&str, &Place> = BTreeMap::new();
+    for route in &rules.routes {
+        let At { value: name, place } = &route.name;
+        match names.get(name.as_str()) {
+            Some(first) => twice(report, place, "route", name, first),
+            None => drop(names.insert(name, place)),
+        }
+        for allow in &route.allow {
+            let denied = |deny: &&At<CallPattern>| deny.value.covers(&allow.value);
+            if let Some(deny) = route.deny.iter().find(denied) {
+                let text = format!(
+                    "\"{}\" can never be asked, the deny at {} covers it, remove one of the two",
+                    allow.value, deny.place
+                );
+                report.error(&allow.place, text);
+            }
+        }
+    }
+    for role in &rules.roles {
+        for rule in role.grants.iter().chain(&role.deny) {
+            let unknown = |pattern: &&Pattern| !names.keys().any(|name| pattern.matches(name));
+            for pattern in rule.routes.iter().filter(unknown) {
+                let hint = suggest(pattern.as_str(), names.keys().copied());
+                let text =
+                    format!("there is no route {pattern:?}, {hint}; routes are tables [[route]]");
+                report.error(&rule.place, text);
+            }
+        }
+    }
+}
+
 impl Selectors {
     /// What is wrong with it in itself, as the end of a sentence that begins with the bot.
     fn problem(&self) -> Option<String> {
@@ -242,13 +295,18 @@ impl RuleInput {
     /// Whether `others` leave nothing for this rule to decide: the place of one of them.
     fn covered_by<'a>(&self, others: &'a [Self]) -> Option<&'a Place> {
         let mut place = None;
-        for pattern in &self.secrets {
-            for action in &self.actions {
-                let other = others.iter().find(|other| {
-                    other.actions.contains(action)
-                        && other.secrets.iter().any(|wide| wide.covers(pattern))
-                })?;
-                place = Some(&other.place);
+        let covers = |wide: &[Pattern], pattern: &Pattern| wide.iter().any(|w| w.covers(pattern));
+        for action in &self.actions {
+            let mut about = |others_cover: &dyn Fn(&Self) -> bool| {
+                let is = |other: &&Self| other.actions.contains(action) && others_cover(other);
+                place = Some(&others.iter().find(is)?.place);
+                Some(())
+            };
+            for pattern in &self.secrets {
+                about(&|other| covers(&other.secrets, pattern))?;
+            }
+            for pattern in &self.routes {
+                about(&|other| covers(&other.routes, pattern))?;
             }
         }
         place
@@ -257,6 +315,7 @@ impl RuleInput {
     fn build(self) -> Rule {
         Rule {
             secrets: self.secrets,
+            routes: self.routes,
             actions: self.actions,
             place: self.place.to_string().into(),
         }
@@ -269,6 +328,22 @@ impl RoleInput {
             name: self.name.value.into(),
             grants: self.grants.into_iter().map(RuleInput::build).collect(),
             deny: self.deny.into_iter().map(RuleInput::build).collect(),
+        }
+    }
+}
+
+impl RouteInput {
+    fn build(self) -> RouteRules {
+        RouteRules {
+            place: self.name.place.to_string().into(),
+            name: self.name.value.into(),
+            secret: self.secret,
+            allow: self.allow.into_iter().map(|at| at.value).collect(),
+            deny: self
+                .deny
+                .into_iter()
+                .map(|at| (at.value, at.place.to_string().into()))
+                .collect(),
         }
     }
 }

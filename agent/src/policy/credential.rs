@@ -248,6 +248,7 @@ mod tests {
             bot(3, "without", at("x@1.service", Some(0)), &[]),
         ];
         let rules = Rules {
+            routes: vec![],
             bots,
             roles: Vec::new(),
         };

@@ -3,6 +3,7 @@
 //! Nothing here does I/O or asks for the time. Kernel facts come in, a [`Decision`] comes out, and no one else can
 //! make one that allows. Default is deny, a deny wins over every grant, and root is a peer like any other.
 
+mod call;
 mod compile;
 mod credential;
 mod decision;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 use keyhatch_protocol::{Action, Name};
 
-pub use compile::{At, BotInput, RoleInput, RuleInput, Rules};
+pub use call::{CallError, CallPattern, FORBIDDEN_METHODS};
+pub use compile::{At, BotInput, RoleInput, RouteInput, RuleInput, Rules};
 pub use credential::{Credential, CredentialInput};
 pub use decision::{Decision, Reason, Refusal};
 pub use diagnostic::{Diagnostic, Place, Report, suggest};
@@ -28,6 +30,7 @@ pub use selectors::{Accounts, Facts, Kind, Selectors};
 pub struct Policy {
     bots: Vec<Bot>,
     roles: Vec<Role>,
+    routes: Vec<RouteRules>,
 }
 
 /// A bot of one policy. It means nothing to another one, a reloaded one too.
@@ -56,12 +59,36 @@ struct Role {
     deny: Vec<Rule>,
 }
 
+/// A rule is about secrets or about routes, never both.
 #[derive(Debug)]
 struct Rule {
     secrets: Vec<Pattern>,
+    routes: Vec<Pattern>,
     actions: Vec<Action>,
     /// `file:line`, shared with every decision that it takes.
     place: Arc<str>,
+}
+
+/// What may be asked of one route, whoever asks.
+#[derive(Debug)]
+struct RouteRules {
+    name: Box<str>,
+    /// The secret that it uses.
+    secret: Name,
+    allow: Vec<CallPattern>,
+    deny: Vec<(CallPattern, Arc<str>)>,
+    place: Arc<str>,
+}
+
+/// One call of a route: the path is in its normal form, decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The route's name.
+    pub route: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The path at the upstream.
+    pub path: &'a str,
 }
 
 /// Who a peer is.
@@ -116,6 +143,52 @@ impl Policy {
         Decision::new(reason, rule.cloned())
     }
 
+    /// Whether the peer may make this call of a route, and which line says so.
+    ///
+    /// A deny of `use` on the route's secret counts too: whoever must not have a secret in any way does not
+    /// get it used either.
+    pub fn decide_use(&self, who: &BotMatch, call: &Call<'_>) -> Decision {
+        let granted = self.decide_route(who, call.route);
+        let Some(route) = self.route(call.route).filter(|_| granted.allowed()) else {
+            return granted;
+        };
+        let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
+        if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| is(pattern)) {
+            return Decision::new(Reason::DenyRule, Some(Arc::clone(place)));
+        }
+        if !route.allow.iter().any(is) {
+            return Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place)));
+        }
+        granted
+    }
+
+    /// Whether the peer may use the route at all, whatever it asks of it.
+    pub fn decide_route(&self, who: &BotMatch, route: &str) -> Decision {
+        let rules = self.route(route);
+        let (reason, rule) = self.judge_use(who, route, rules);
+        let reason = match reason {
+            Reason::Granted if rules.is_none() => Reason::NotFound,
+            reason => reason,
+        };
+        Decision::new(reason, rule.cloned())
+    }
+
+    /// Whether the peer may use the route at all, and so may learn what it allows.
+    #[must_use]
+    pub fn may_use(&self, who: &BotMatch, route: &str) -> bool {
+        self.judge_use(who, route, self.route(route)).0 == Reason::Granted
+    }
+
+    /// The secret that a route uses.
+    #[must_use]
+    pub fn secret_of(&self, route: &str) -> Option<&Name> {
+        self.route(route).map(|rules| &rules.secret)
+    }
+
+    fn route(&self, name: &str) -> Option<&RouteRules> {
+        self.routes.iter().find(|rules| *rules.name == *name)
+    }
+
     /// Whether the peer may learn that `name` does not exist: it may read or list it.
     #[must_use]
     pub fn may_see(&self, who: &BotMatch, name: &Name) -> bool {
@@ -157,7 +230,7 @@ impl Policy {
         &self.bots
     }
 
-    /// What the roles of `bot` grant, as `whoami` shows it: `{"role","secrets","actions"}` each.
+    /// What the roles of `bot` grant, as `whoami` shows it: `{"role","secrets"|"routes","actions"}` each.
     #[must_use]
     pub fn grants(&self, bot: BotId) -> Vec<serde_json::Value> {
         let roles = self.bot(bot).into_iter().flat_map(|bot| self.roles_of(bot));
@@ -202,6 +275,27 @@ impl Policy {
     }
 
     fn judge(&self, who: &BotMatch, action: Action, name: &Name) -> (Reason, Option<&Arc<str>>) {
+        self.first_rule(who, |rule| rule.applies(action, name))
+    }
+
+    fn judge_use(
+        &self,
+        who: &BotMatch,
+        name: &str,
+        rules: Option<&RouteRules>,
+    ) -> (Reason, Option<&Arc<str>>) {
+        self.first_rule(who, |rule| {
+            rule.applies_to_route(name)
+                || rules.is_some_and(|route| rule.applies(Action::Use, &route.secret))
+        })
+    }
+
+    /// The deny, or else the grant, that `decides`.
+    fn first_rule(
+        &self,
+        who: &BotMatch,
+        decides: impl Fn(&Rule) -> bool,
+    ) -> (Reason, Option<&Arc<str>>) {
         let bot = match who {
             BotMatch::Bot(id) => self.bot(*id),
             BotMatch::NoBot { .. } => None,
@@ -210,7 +304,7 @@ impl Policy {
         let Some(bot) = bot else {
             return (Reason::NoBot, None);
         };
-        let decides = |rule: &&Rule| rule.applies(action, name);
+        let decides = |rule: &&Rule| decides(rule);
         if let Some(rule) = self.roles_of(bot).flat_map(|role| &role.deny).find(decides) {
             return (Reason::DenyRule, Some(&rule.place));
         }
@@ -298,10 +392,21 @@ impl Rule {
                 .any(|pattern| pattern.matches(name.as_str()))
     }
 
+    fn applies_to_route(&self, name: &str) -> bool {
+        self.routes.iter().any(|pattern| pattern.matches(name))
+    }
+
     fn to_json(&self, role: &str) -> serde_json::Value {
-        let secrets: Vec<&str> = self.secrets.iter().map(Pattern::as_str).collect();
+        let texts = |patterns: &[Pattern]| -> Vec<String> {
+            patterns.iter().map(ToString::to_string).collect()
+        };
         let actions: Vec<&str> = self.actions.iter().map(|action| action.as_str()).collect();
-        serde_json::json!({ "role": role, "secrets": secrets, "actions": actions })
+        let (what, names) = if self.routes.is_empty() {
+            ("secrets", texts(&self.secrets))
+        } else {
+            ("routes", texts(&self.routes))
+        };
+        serde_json::json!({ "role": role, what: names, "actions": actions })
     }
 }
 

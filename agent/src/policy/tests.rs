@@ -18,6 +18,7 @@ fn rule(line: usize, secrets: &[&str], actions: &[Action]) -> RuleInput {
             .iter()
             .map(|p| Pattern::of_names(p).unwrap())
             .collect(),
+        routes: vec![],
         actions: actions.to_vec(),
         place: place(line),
     }
@@ -86,6 +87,7 @@ const READS: [Action; 3] = [Action::Read, Action::List, Action::Watch];
 
 fn example() -> Policy {
     compile(Rules {
+        routes: vec![],
         bots: vec![
             bot(1, "support", uid(1000), &["llm", "ops"]),
             bot(2, "reader", uid(1001), &["llm"]),
@@ -201,6 +203,7 @@ fn an_empty_policy_and_a_foreign_id_allow_nothing() {
 #[test]
 fn the_more_specific_bot_wins_and_a_tie_is_nobody() {
     let policy = compile(Rules {
+        routes: vec![],
         bots: vec![
             bot(1, "user", uid(1000), &["r"]),
             bot(2, "glob", unit("a*.service"), &["r"]),
@@ -254,6 +257,7 @@ fn the_nearest_bot_is_named_with_what_differs() {
         ..unit("b.service")
     };
     let policy = compile(Rules {
+        routes: vec![],
         bots: vec![bot(1, "far", uid(1), &[]), bot(2, "near", both, &[])],
         roles: vec![],
     });
@@ -281,6 +285,7 @@ fn what_the_caller_has_to_look_up() {
         ..unit("b.service")
     };
     let policy = compile(Rules {
+        routes: vec![],
         bots: vec![bot(1, "all", all, &[]), bot(2, "uid", uid(1), &[])],
         roles: vec![],
     });
@@ -336,6 +341,7 @@ fn a_bot_that_says_too_little_is_refused() {
         (gid, "has gid 65534"),
     ] {
         let rules = Rules {
+            routes: vec![],
             bots: vec![bot(3, "b", selectors, &[])],
             roles: vec![],
         };
@@ -355,6 +361,7 @@ fn a_bot_that_says_too_little_is_refused() {
         },
     ] {
         let rules = Rules {
+            routes: vec![],
             bots: vec![bot(3, "b", selectors, &[])],
             roles: vec![],
         };
@@ -406,6 +413,7 @@ fn rules_that_never_decide_are_refused() {
         ),
     ] {
         let rules = Rules {
+            routes: vec![],
             bots: vec![bot(1, "b", uid(1), &["r"])],
             roles: vec![role(1, "r", grants, deny)],
         };
@@ -438,6 +446,7 @@ fn built(draft: &Draft) -> Policy {
     let rules = |from: &[(String, Vec<Action>)]| -> Vec<Rule> {
         let build = |(pattern, actions): &(String, Vec<Action>)| Rule {
             secrets: vec![Pattern::of_names(pattern).unwrap()],
+            routes: vec![],
             actions: actions.clone(),
             place: "k.toml:1".into(),
         };
@@ -457,6 +466,7 @@ fn built(draft: &Draft) -> Policy {
             grants: rules(&draft.grants),
             deny: rules(&draft.deny),
         }],
+        routes: vec![],
     }
 }
 
@@ -495,6 +505,7 @@ proptest! {
             rules.iter().enumerate().map(|(line, (p, a))| rule(line + 1, &[p], a)).collect()
         };
         let compiled = Policy::compile(Rules {
+            routes: vec![],
             bots: vec![bot(1, "b", uid(1), &["r"])],
             roles: vec![role(1, "r", inputs(&draft.grants), vec![])],
         });
@@ -513,4 +524,60 @@ proptest! {
             );
         }
     }
+}
+
+#[test]
+fn a_route_is_used_by_grant_call_and_no_deny_of_its_secret() {
+    let calls = |line: usize, texts: &[&str]| {
+        let at = |text: &&str| At {
+            value: CallPattern::parse(text).unwrap(),
+            place: place(line),
+        };
+        texts.iter().map(at).collect::<Vec<_>>()
+    };
+    let route = |line: usize, name: &str, secret: &str| RouteInput {
+        name: At {
+            value: name.to_owned(),
+            place: place(line),
+        },
+        secret: Name::parse(secret).unwrap(),
+        allow: calls(line, &["GET /v1/**"]),
+        deny: calls(line + 1, &["GET /v1/admin/**"]),
+    };
+    let of_routes = |line: usize, pattern: &str| RuleInput {
+        secrets: vec![],
+        routes: vec![Pattern::parse(pattern).unwrap()],
+        actions: vec![Action::Use],
+        place: place(line),
+    };
+    let policy = compile(Rules {
+        routes: vec![route(1, "pay", "pay/key"), route(3, "root", "pay/root")],
+        bots: vec![bot(5, "b", uid(1), &["r"])],
+        roles: vec![role(
+            6,
+            "r",
+            vec![of_routes(7, "*")],
+            vec![rule(8, &["pay/root"], &Action::ALL)],
+        )],
+    });
+    let who = BotMatch::Bot(policy.bot_by_name("b").unwrap());
+    for (name, method, path, reason, line) in [
+        ("pay", "GET", "/v1/x", Reason::Granted, "k.toml:7"),
+        ("pay", "POST", "/v1/x", Reason::NoGrant, "k.toml:1"),
+        ("pay", "GET", "/v1/admin/x", Reason::DenyRule, "k.toml:2"),
+        ("root", "GET", "/v1/x", Reason::DenyRule, "k.toml:8"),
+        ("gone", "GET", "/v1/x", Reason::NotFound, "k.toml:7"),
+    ] {
+        let call = Call {
+            route: name,
+            method,
+            path,
+        };
+        let decision = policy.decide_use(&who, &call);
+        assert_eq!(decision.reason(), reason, "{name} {method} {path}");
+        assert_eq!(decision.rule().map(AsRef::as_ref), Some(line));
+    }
+    // The grant of a route is none of its secret.
+    let read = policy.decide(&who, Action::Read, &Name::parse("pay/key").unwrap());
+    assert_eq!(read.reason(), Reason::NoGrant);
 }

@@ -174,7 +174,8 @@ impl FileSource {
         let mut entries: Vec<Arc<Entry>> = Vec::new();
         let mut skipped = Vec::new();
         let snapshot = cache.snapshot();
-        let mut records = opened.records().peekable();
+        let served = |record: &Record<'_>| !record.is_pending();
+        let mut records = opened.records().filter(served).peekable();
         while let Some(record) = records.next() {
             let previous = records.next_if(|next| next.name() == record.name());
             let name = match self.names.served(record.name().as_str()) {

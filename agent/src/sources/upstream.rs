@@ -100,6 +100,23 @@ pub struct Lease {
     pub renewable: bool,
 }
 
+/// How a secret is given a new value upstream.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// The version that is to be replaced: where another one is current by now, there is nothing to do.
+    pub base: String,
+    /// What makes two requests the same one.
+    pub token: String,
+    /// The field that gets a random value, where the upstream makes none itself; the only one where none is named.
+    pub field: Option<String>,
+    /// What that value is made of.
+    pub characters: Vec<u8>,
+    /// How many of them.
+    pub length: usize,
+    /// Where the upstream rotates by itself, if the configuration says where.
+    pub path: Option<String>,
+}
+
 /// What makes versions for values that have none upstream: the same after a restart, other for another value,
 /// and of no use to guess the value by.
 #[derive(Clone)]
@@ -162,6 +179,10 @@ pub trait Upstream: 'static {
 
     /// Ends a lease.
     fn revoke(&self, lease: &Lease) -> impl Future<Output = Result<(), Trouble>>;
+
+    /// Has a secret given a new value. The answer may come before the new version is current; asking again for the
+    /// same turn does no harm.
+    fn rotate(&self, name: &Name, turn: &Turn) -> impl Future<Output = Result<(), Trouble>>;
 
     /// Forgets tokens and connections: the agent is sealed. The next call logs in anew.
     fn forget(&self);

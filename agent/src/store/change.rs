@@ -32,6 +32,14 @@ pub enum Verb {
     KeyRm,
     /// The generation was raised, so that a restored copy is accepted.
     AcceptOlder,
+    /// A rotation made a value, which is not served yet.
+    RotateCreate,
+    /// A rotation ended: its value is the current one.
+    Rotate,
+    /// A rotation was given up, and its value with it.
+    RotateAbandon,
+    /// The grace time of a rotation ended, and the previous version with it.
+    GraceEnd,
 }
 
 /// Who writes: facts of the kernel about the process that runs the verb.

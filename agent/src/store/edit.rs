@@ -1,6 +1,7 @@
 //! A store opened for writing: all of it in memory, changed, and sealed anew under a fresh key.
 
 mod keys;
+mod rotate;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,6 +14,8 @@ use super::format::{CHANGES_NONCE, Header, finish, meta_nonce, push_sealed, valu
 use super::key::random;
 use super::secret::{Held, Listed, Previous, Put, Secret};
 use super::slot::Slot;
+pub use rotate::{Version, Versions};
+
 use super::{Actor, Change, Key, Opened, StoreError, Value, Verb};
 
 /// How far `accept-older` raises the generation: past any that a host may have seen since.
@@ -61,9 +64,13 @@ impl Edit {
                 meta: record.meta().clone(),
                 value,
             };
-            // A previous version comes right after its current one: `Opened` has checked that.
+            // The other versions come right after the current one: `Opened` has checked that.
             if let Some(secret) = secrets.get_mut(record.name()) {
-                secret.previous = Some(held);
+                if held.meta.pending {
+                    secret.pending = Some(held);
+                } else {
+                    secret.previous = Some(held);
+                }
             } else {
                 secrets.insert(record.name().clone(), Secret::new(held));
             }

@@ -47,8 +47,16 @@ pub(super) struct Meta {
     pub(super) version: String,
     pub(super) counter: u64,
     pub(super) updated_at: String,
-    /// Or the previous one.
+    /// Or the previous or pending one.
     pub(super) current: bool,
+    /// Made by a rotation that has not ended: no reader gets it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) pending: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature that serde asks for
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// What stands open at the start of a store.

@@ -19,14 +19,14 @@ pub mod snapshot;
 mod value;
 
 pub use change::{Actor, Change, MAX_CHANGES, Verb};
-pub use edit::Edit;
+pub use edit::{Edit, Version, Versions};
 pub use error::StoreError;
 pub use files::{FileError, Folder};
 pub use key::{Fingerprint, Key};
 pub use opened::{Opened, Record};
 pub use secret::{Listed, Previous, Put};
 pub use slot::{MAX_SLOTS, SlotInfo};
-pub use value::Value;
+pub use value::{ALPHABET, Value};
 
 /// The largest store that is read or written, in bytes (1 GiB).
 pub const MAX_FILE: u64 = 1 << 30;

@@ -83,7 +83,8 @@ impl<'a> Opened<'a> {
             .collect()
     }
 
-    /// Every version of every secret, sorted by name, a previous version right after its current one.
+    /// Every version of every secret, sorted by name: the current one, then the previous and the pending one
+    /// where there are such.
     #[must_use]
     pub fn records(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
         self.records.iter().map(|sealed| Record {
@@ -119,10 +120,16 @@ impl<'o> Record<'o> {
         self.sealed.meta.counter
     }
 
-    /// Whether it is the current version, or else the previous one.
+    /// Whether it is the current version, or else the previous or pending one.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.sealed.meta.current
+    }
+
+    /// Whether it is of a rotation that has not ended, and so for nobody to read.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.sealed.meta.pending
     }
 
     /// When this value was put, RFC 3339 in UTC.
@@ -184,13 +191,15 @@ fn read_record<'a>(
     Ok(Sealed { index, meta, value })
 }
 
-/// Names go up; after a current version may come the one previous version of the same name.
+/// Names go up; after a current version may come the one previous version of the same name, then the pending one.
 fn check_order(records: &[Sealed<'_>]) -> Result<(), StoreError> {
     let mut last: Option<&Meta> = None;
     for Sealed { meta, .. } in records {
         let in_order = match last {
+            _ if meta.current && meta.pending => false,
             None => meta.current,
             Some(last) if meta.current => last.name < meta.name,
+            Some(last) if meta.pending => !last.pending && last.name == meta.name,
             Some(last) => last.current && last.name == meta.name,
         };
         if !in_order {
@@ -376,7 +385,7 @@ mod tests {
         let json = include_bytes!("../../../tests/vectors/store-1.json");
         let expected: Vec<serde_json::Value> = serde_json::from_slice(json).unwrap();
         let opened = Opened::verify(bytes, &key).unwrap();
-        assert_eq!((opened.generation(), opened.changes().len()), (2, 5));
+        assert_eq!((opened.generation(), opened.changes().len()), (3, 6));
         assert_eq!(
             (&opened.keys()[0].label[..], &opened.keys()[1].label[..]),
             ("host", "recovery")
@@ -392,6 +401,8 @@ mod tests {
             assert_eq!(record.name().as_str(), expected["name"]);
             assert_eq!(record.version(), expected["version"]);
             assert_eq!(record.is_current(), expected["current"]);
+            let pending = expected["pending"].as_bool().unwrap_or_default();
+            assert_eq!(record.is_pending(), pending);
         }
     }
 }

@@ -65,6 +65,8 @@ pub enum Previous {
 pub(super) struct Secret {
     pub(super) current: Held,
     pub(super) previous: Option<Held>,
+    /// What a rotation that has not ended made.
+    pub(super) pending: Option<Held>,
 }
 
 pub(super) struct Held {
@@ -77,6 +79,7 @@ impl Secret {
         Self {
             current,
             previous: None,
+            pending: None,
         }
     }
 
@@ -90,7 +93,9 @@ impl Secret {
         let had_previous = self.previous.is_some();
         let unchanged = self.current.value == value;
         if !unchanged {
-            let counter = self.current.meta.counter.saturating_add(1);
+            // A value that a rotation is about to bring has its number already.
+            let pending = self.pending.as_ref().map_or(0, |held| held.meta.counter);
+            let counter = self.current.meta.counter.max(pending).saturating_add(1);
             let mut old = std::mem::replace(&mut self.current, Held::new(name, counter, value)?);
             old.meta.current = false;
             self.previous = Some(old);
@@ -121,7 +126,9 @@ impl Secret {
     }
 
     pub(super) fn versions(&self) -> impl Iterator<Item = &Held> + Clone {
-        std::iter::once(&self.current).chain(&self.previous)
+        std::iter::once(&self.current)
+            .chain(&self.previous)
+            .chain(&self.pending)
     }
 }
 
@@ -129,13 +136,19 @@ impl Held {
     pub(super) fn new(name: &Name, counter: u64, value: Value) -> Result<Self, StoreError> {
         let mut unique = [0; 8];
         random(&mut unique)?;
+        Ok(Self::with(name, counter, u64::from_be_bytes(unique), value))
+    }
+
+    /// One whose version ends in `unique`, which its caller has drawn.
+    pub(super) fn with(name: &Name, counter: u64, unique: u64, value: Value) -> Self {
         let meta = Meta {
             name: name.clone(),
-            version: format!("{counter}-{:016x}", u64::from_be_bytes(unique)),
+            version: format!("{counter}-{unique:016x}"),
             counter,
             updated_at: now(),
             current: true,
+            pending: false,
         };
-        Ok(Self { meta, value })
+        Self { meta, value }
     }
 }

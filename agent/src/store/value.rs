@@ -6,7 +6,8 @@ use zeroize::Zeroizing;
 use super::StoreError;
 use super::key::random;
 
-const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+/// Letters and digits.
+pub const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
 /// 0 to 65,536 secret bytes.
 #[derive(PartialEq, Eq)]
@@ -24,11 +25,16 @@ impl Value {
 
     /// A random value of `length` letters and digits, each equally likely.
     pub fn generate(length: usize) -> Result<Self, StoreError> {
-        if !(1..=MAX_VALUE).contains(&length) {
+        Self::generate_of(ALPHABET, length)
+    }
+
+    /// A random value of `length` bytes of `alphabet`, which has 1 to 256, each equally likely.
+    pub fn generate_of(alphabet: &[u8], length: usize) -> Result<Self, StoreError> {
+        if !(1..=MAX_VALUE).contains(&length) || !(1..=256).contains(&alphabet.len()) {
             return Err(StoreError::GeneratedLength(length));
         }
         // Bytes from here up would make some characters likelier than others.
-        let fair = 256 - 256 % ALPHABET.len();
+        let fair = 256 - 256 % alphabet.len();
         let mut value = Zeroizing::new(Vec::with_capacity(length));
         let mut bytes = Zeroizing::new([0; 64]);
         while value.len() < length {
@@ -39,7 +45,7 @@ impl Value {
                 .map(|byte| usize::from(*byte))
                 .filter(|byte| *byte < fair);
             value.extend(
-                fair.map(|byte| ALPHABET[byte % ALPHABET.len()])
+                fair.map(|byte| alphabet[byte % alphabet.len()])
                     .take(wanted),
             );
         }

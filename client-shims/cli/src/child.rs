@@ -45,6 +45,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const SI_KERNEL: i32 = 0x80;
 
 /// A variable of the child, with a value that is wiped.
+#[derive(Clone)]
 pub struct Variable {
     pub name: OsString,
     pub value: Zeroizing<Vec<u8>>,

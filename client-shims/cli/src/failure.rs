@@ -92,6 +92,7 @@ pub fn code(error: &Error) -> u8 {
         Error::Refused { .. } | Error::Unreachable { .. } | Error::TimedOut { .. } => 69,
         Error::Sealed(_) | Error::Unavailable(_) | Error::RateLimited { .. } => 75,
         Error::Denied(_) | Error::Quarantined(_) => 77,
+        Error::Failed(reason) if reason.code == "in_grace" => 75,
         _ => 1,
     }
 }
@@ -168,6 +169,7 @@ mod tests {
             (Error::Denied(reason("denied")), 77),
             (Error::Quarantined(reason("quarantined")), 77),
             (Error::Failed(reason("internal")), 1),
+            (Error::Failed(reason("in_grace")), 75),
             (Error::Protocol("odd"), 1),
         ] {
             assert_eq!(code(&error), expected, "{error:?}");

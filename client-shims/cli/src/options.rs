@@ -41,6 +41,7 @@ pub enum Verb {
     List(List),
     Whoami(Whoami),
     Watch(Watch),
+    Rotate(Rotate),
     Run(Run),
     Doctor(Doctor),
     Bridge(Bridge),
@@ -123,6 +124,23 @@ pub struct Watch {
     pub json: bool,
 }
 
+/// Ask for a new value of a secret
+///
+/// It needs the `rotate` action and a rotation that the agent's host is configured to do. The command ends once it has
+/// begun: `watch` tells when the new value is there. Where one runs already, or the version before is still needed, the
+/// exit code is 75.
+#[derive(Args)]
+#[command(after_help = "Example:\n  keyhatch rotate app/session-key")]
+pub struct Rotate {
+    /// The secret's name
+    pub name: String,
+    /// As JSON, with the version to come
+    #[arg(long)]
+    pub json: bool,
+}
+
+// What --help says is plain text.
+#[allow(clippy::doc_markdown)]
 /// Run a command with secrets in its environment
 ///
 /// The variables are set for the command only. It gets the signals that this command gets, and its exit code is
@@ -131,7 +149,8 @@ pub struct Watch {
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  keyhatch run --env OPENAI_API_KEY=openai/api-key -- bot\n  \
-    keyhatch run --env-all app/ --file TLS_KEY_FILE=tls/bot --on-rotate signal:HUP -- bot --serve"
+    keyhatch run --env-all app/ --file TLS_KEY_FILE=tls/bot --on-rotate signal:HUP -- bot --serve\n  \
+    keyhatch run --route OPENAI_BASE_URL=openai/v1 -- bot"
 )]
 pub struct Run {
     /// Set a variable to a secret's value: VAR=NAME, or VAR=NAME#FIELD
@@ -147,6 +166,10 @@ pub struct Run {
     /// Put the value in a sealed file in memory, and its path in the variable
     #[arg(long, value_name = "VAR=NAME")]
     pub file: Vec<String>,
+    /// Set a variable to a base URL that leads to a route: VAR=ROUTE, or VAR=ROUTE/PATH. Where VAR ends in _BASE_URL,
+    /// the _API_KEY beside it is set to a placeholder unless it is set: the agent adds the real one
+    #[arg(long, value_name = "VAR=ROUTE")]
+    pub route: Vec<String>,
     /// When one of the secrets is rotated: restart (SIGTERM, SIGKILL after 10 seconds), signal:NAME, or none, which
     /// lets the command take the place of this process
     #[arg(long, value_name = "WHAT", default_value = "restart")]

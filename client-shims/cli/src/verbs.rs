@@ -9,7 +9,7 @@ use keyhatch_protocol::ListReply;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::options::{Get, List, Options, Verb, Watch, Whoami};
+use crate::options::{Get, List, Options, Rotate, Verb, Watch, Whoami};
 use crate::output::{line, unbuffered, visible};
 use crate::{bridge, doctor, generate, run};
 
@@ -21,6 +21,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         Verb::List(list) => names(&client(), &list),
         Verb::Whoami(whoami) => myself(&client(), &whoami),
         Verb::Watch(watch) => changes(&client(), &watch),
+        Verb::Rotate(args) => rotate(&client(), &args),
         Verb::Run(args) => run::run(&client(), &args).and_then(passed_on),
         // It says how things are now.
         Verb::Doctor(args) => {
@@ -137,6 +138,21 @@ fn changes(client: &Client, watch: &Watch) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn rotate(client: &Client, args: &Rotate) -> Result<(), Failure> {
+    let failed = |error| Failure::Client(format!("rotate {}", args.name), error);
+    let begun = client.rotate(&args.name).map_err(failed)?;
+    if args.json {
+        return json(&begun);
+    }
+    let version = begun.version.map_or(String::new(), |version| {
+        format!(", version {}", visible(&version))
+    });
+    Ok(line(&format!(
+        "the rotation of {} has begun{version}",
+        begun.name
+    ))?)
 }
 
 fn doing(what: &str) -> impl Fn(Error) -> Failure {

@@ -1,6 +1,6 @@
 //! What the answers of the native API mean.
 
-use keyhatch_protocol::{BatchError, Health, ListReply, Name, Whoami};
+use keyhatch_protocol::{BatchError, Health, ListReply, Name, RotateReply, Whoami};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -134,6 +134,15 @@ pub(crate) fn good(reply: Reply) -> Result<Reply, Error> {
     }
     let Reply { head, body } = reply;
     Err(Error::from_answer(head.status, head.retry_after, &body))
+}
+
+/// The answer to a request for a rotation, where it is a 202.
+pub(crate) fn rotation(reply: &Reply) -> Result<RotateReply, Error> {
+    let Reply { head, body } = reply;
+    if head.status != 202 {
+        return Err(Error::from_answer(head.status, head.retry_after, body));
+    }
+    plain(reply)
 }
 
 fn plain<T: DeserializeOwned>(reply: &Reply) -> Result<T, Error> {

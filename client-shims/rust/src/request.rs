@@ -158,6 +158,19 @@ impl Request {
         })
     }
 
+    pub(crate) fn rotate(name: &Name) -> Self {
+        let bytes = format!(
+            "POST /v1/rotate/{name} HTTP/1.1\r\nHost: keyhatch\r\nAccept: {JSON}\r\nContent-Length: 0\r\n\r\n"
+        )
+        .into_bytes();
+        Self {
+            bytes,
+            limit: MAX_PAGE,
+            wait: Duration::ZERO,
+            takes_503: false,
+        }
+    }
+
     pub(crate) fn watch(names: &[Name], last_id: Option<&str>) -> Self {
         let mut target = Target::new("/v1/watch".into());
         for name in names {

@@ -11,6 +11,7 @@ mod fleet;
 mod load;
 mod openbao;
 mod process;
+mod reader;
 mod report;
 mod rows;
 mod servers;
@@ -28,11 +29,12 @@ use crate::rows::Plan;
 const USAGE: &str = "\
 keyhatch-bench: the agent's speed against a bare hyper server and a raw socket
 
-usage: keyhatch-bench [--quick] [--json FILE] [--without-agent]
+usage: keyhatch-bench [--quick] [--json FILE] [--only GROUP] [--without-agent]
        keyhatch-bench fleet [--json AGENTS SECRETS REFRESH CAPACITY]
 
   --quick          under a minute, noisier
   --json FILE      write every round's numbers there too
+  --only GROUP     only these rows: memory, speed, watchers, rotation, selectors, drop-in, clients, start, upstream, store
   --without-agent  only the two servers to compare with
   fleet            what 2,000 agents ask of one upstream, simulated; or one fleet as JSON
 
@@ -47,6 +49,7 @@ const LOAD_CORE: usize = 1;
 struct Options {
     quick: bool,
     json: Option<PathBuf>,
+    only: Option<String>,
     without_agent: bool,
 }
 
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["serve-raw", socket, answer] => servers::raw(Path::new(socket), Path::new(answer)),
         ["serve-hyper", socket, answer] => servers::hyper(Path::new(socket), Path::new(answer)),
+        ["read", way, name] => reader::main(way, name),
         ["fleet", ref rest @ ..] => {
             if fleet::main(rest) {
                 return ExitCode::SUCCESS;
@@ -82,6 +86,7 @@ fn options(words: &[&str], given: usize) -> Option<Options> {
     let mut options = Options {
         quick: false,
         json: None,
+        only: None,
         without_agent: false,
     };
     let mut rest = words.iter();
@@ -90,6 +95,10 @@ fn options(words: &[&str], given: usize) -> Option<Options> {
         match *word {
             "--quick" => options.quick = true,
             "--without-agent" => options.without_agent = true,
+            "--only" => match rest.next().filter(|group| rows::GROUPS.contains(group)) {
+                Some(group) => options.only = Some((*group).to_owned()),
+                None => understood = false,
+            },
             "--json" => match rest.next() {
                 Some(file) => options.json = Some(PathBuf::from(file)),
                 None => understood = false,
@@ -105,7 +114,7 @@ fn options(words: &[&str], given: usize) -> Option<Options> {
 }
 
 fn bench(options: &Options) -> ExitCode {
-    let mut report = Report::new(options.quick);
+    let mut report = Report::new(options.quick, options.only.is_some());
     if let Err(error) = run(options, &mut report) {
         report.failed("the benchmark", &error);
     }
@@ -130,7 +139,7 @@ fn run(options: &Options, report: &mut Report) -> io::Result<()> {
     process::raise_open_files()?;
     process::pin(LOAD_CORE)?;
     let folder = process::TempFolder::new()?;
-    let plan = Plan::new(options.quick);
+    let plan = Plan::new(options.quick, options.only.clone());
     if options.without_agent {
         return rows::without_agent(&plan, &folder, report);
     }

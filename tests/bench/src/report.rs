@@ -142,6 +142,8 @@ const TARGETS: [(&str, &str, Figure, Bound); 14] = [
 /// Prints as it is told; keeps everything for the end.
 pub struct Report {
     quick: bool,
+    /// Not all rows are wanted, so that a target without one is left out.
+    partial: bool,
     rows: Vec<Row>,
     notes: Vec<String>,
     skipped: Vec<String>,
@@ -149,7 +151,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(quick: bool) -> Self {
+    pub fn new(quick: bool, partial: bool) -> Self {
         let mode = if quick { "quick" } else { "full" };
         println!("keyhatch-bench, {mode}: {}", machine());
         println!(
@@ -161,6 +163,7 @@ impl Report {
         );
         Self {
             quick,
+            partial,
             rows: vec![],
             notes: vec![],
             skipped: vec![],
@@ -229,6 +232,9 @@ impl Report {
     pub fn finish(&self) {
         println!();
         for target in self.targets() {
+            if self.partial && target.1.is_none() {
+                continue;
+            }
             let (text, measured, bound) = (&target.0, target.1, target.2);
             let (sign, limit, reached) = judge(bound, measured);
             let (measured, verdict) = match measured {
@@ -310,6 +316,7 @@ fn figure(value: f64) -> String {
     match value {
         large if large >= 1000.0 => format!("{large:.0}"),
         middle if middle >= 100.0 => format!("{middle:.1}"),
+        tiny if tiny < 0.1 => format!("{tiny:.4}"),
         small => format!("{small:.2}"),
     }
 }
@@ -353,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_target_is_reached_only_by_what_was_measured() {
-        let mut report = Report::new(true);
+        let mut report = Report::new(true, false);
         report.row(row("p50_1", &[10.0], &[11.5]));
         report.row(row("rate_64", &[100.0], &[84.0]));
         let verdicts: Vec<bool> = report

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
-use keyhatch_protocol::{Action, Name};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use keyhatch_protocol::{Code, Name};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::aws_answer::{self, Exception};
-use super::aws_list::{self, Filter, Page};
+use super::aws_filter::Filter;
+use super::aws_list::{self, Page};
 use super::aws_names::{self, AwsVersion};
 use super::{aws_agent, supplied};
 use crate::api::answer::{self, Answer};
@@ -26,16 +27,18 @@ use crate::api::reading::{self, Granted, Reading};
 use crate::api::request::Secret;
 use crate::api::route::Reply;
 use crate::api::surface::Surface;
-use crate::api::{incoming, supply};
+use crate::api::{incoming, rotate, supply};
 use crate::audit::Event;
 use crate::cache::Freshness;
+use crate::rotation::Started;
 use crate::sources::engine::Supply;
 
 /// The most ids in one `BatchGetSecretValue`.
 const BATCH: usize = 20;
 
-/// What precedes the operation in `X-Amz-Target`.
-const TARGET: &[u8] = b"secretsmanager.";
+/// Names the operation, after `secretsmanager.`.
+const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+const SERVICE: &[u8] = b"secretsmanager.";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -54,6 +57,7 @@ struct ManySecrets {
     filters: Vec<Filter>,
     max_results: Option<usize>,
     next_token: Option<String>,
+    sort_order: Option<String>,
 }
 
 /// What is asked for.
@@ -70,8 +74,8 @@ enum Operation {
 
 impl Operation {
     fn of(headers: &HeaderMap) -> Self {
-        let target = headers.get("x-amz-target").map(HeaderValue::as_bytes);
-        match target.and_then(|target| target.strip_prefix(TARGET)) {
+        let target = headers.get(TARGET).map(HeaderValue::as_bytes);
+        match target.and_then(|target| target.strip_prefix(SERVICE)) {
             Some(b"GetSecretValue") => Self::GetSecretValue,
             Some(b"BatchGetSecretValue") => Self::BatchGetSecretValue,
             Some(b"DescribeSecret") => Self::DescribeSecret,
@@ -108,12 +112,18 @@ fn operate(
     body: &[u8],
 ) -> Result<Reply, Exception> {
     match operation {
-        Operation::GetSecretValue | Operation::DescribeSecret | Operation::RotateSecret => {
+        Operation::RotateSecret => {
+            let ask = one(connection, body)?;
+            let connection = Arc::clone(connection);
+            Ok(Reply::later(
+                async move { rotate(&connection, id, ask).await },
+            ))
+        }
+        Operation::GetSecretValue | Operation::DescribeSecret => {
             let ask = one(connection, body)?;
             let answer = move |connection: &Connection, bound: &Bound, ask: &Secret, supply| {
                 let answer_one = match operation {
                     Operation::DescribeSecret => describe,
-                    Operation::RotateSecret => rotate,
                     _ => get,
                 };
                 answer_one(connection, bound, &id, ask, supply)
@@ -122,7 +132,9 @@ fn operate(
         }
         Operation::ListSecrets => {
             let page: ManySecrets = parse(body)?;
-            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?;
+            let order = page.sort_order;
+            let page = Page::new(page.filters, page.max_results, page.next_token, 100)?
+                .ordered(order.as_deref())?;
             let answer = aws_list::list(connection, bound, &id, &page)?;
             Ok(Reply::Now(answer))
         }
@@ -191,26 +203,33 @@ fn describe(
     }
 }
 
-/// `RotateSecret`: decided and recorded like any other, though this agent rotates nothing yet.
-fn rotate(
-    connection: &Connection,
-    bound: &Bound,
-    id: &RequestId,
-    ask: &Secret,
-    supply: Option<Supply>,
-) -> Answer {
-    let reading = Reading {
-        event: Event::SecretRotate,
-        action: Action::Rotate,
-        extra: Some("\"message\":\"no rotation is configured, so that nothing was done\""),
-        ..Reading::of(Surface::Aws, ask, supply)
+/// `RotateSecret`: begins a rotation that this host is configured to do. What the request says of schedules and
+/// functions is not looked at: the configuration says that.
+async fn rotate(connection: &Arc<Connection>, id: RequestId, ask: Secret) -> Answer {
+    let ask = Secret::current(ask.name);
+    let bound = connection.bound().await;
+    let supply = match supply::ask(connection, &bound, &ask) {
+        Some(pending) => Some(supply::wait(connection, &ask, pending).await),
+        None => None,
     };
-    match reading::read(connection, bound, id, &reading) {
-        Ok(_) => {
-            let why = "No rotation is configured for this secret on this host";
-            Exception::new("InvalidRequestException", why).answer(id)
+    let bound = connection.bound().await;
+    match rotate::begin(connection, &bound, &id, Surface::Aws, &ask, supply).await {
+        Ok(Started::Running(version)) => {
+            let dropin = connection.context.dropin.load();
+            aws_answer::document(
+                &id,
+                &aws_answer::rotating(&dropin, &ask.name, version.as_deref()),
+            )
         }
-        Err(code) => aws_answer::problem(code, id, None),
+        Ok(Started::NotConfigured) => {
+            let why = "No rotation is configured for this secret on this host";
+            Exception::new("InvalidRequestException", why).answer(&id)
+        }
+        Ok(other) => match rotate::refusal(&other) {
+            (Code::Internal, _) => aws_answer::problem(Code::Internal, &id, None),
+            (_, why) => Exception::new("InvalidRequestException", why).answer(&id),
+        },
+        Err(code) => aws_answer::problem(code, &id, None),
     }
 }
 

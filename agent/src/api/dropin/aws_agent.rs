@@ -62,7 +62,7 @@ pub fn get(
     supply: Option<Supply>,
 ) -> Answer {
     match reading::read(connection, bound, id, &Reading::of(surface, ask, supply)) {
-        Ok(granted) => aws_answer::value(surface, &connection.context.dropin.load(), id, &granted),
+        Ok(granted) => aws_answer::value(connection, surface, id, &granted),
         Err(code) => Exception::of_read(connection, code, ask).answer(id),
     }
 }

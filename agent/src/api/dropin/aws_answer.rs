@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use keyhatch_protocol::{Code, Name};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::aws_names::{self, Arn, version_id};
+use super::aws_names::{self, Arn, CURRENT, version_id};
 use crate::api::answer::{self, Answer};
 use crate::api::body::Body;
 use crate::api::connection::Connection;
@@ -20,15 +20,12 @@ use crate::api::id::RequestId;
 use crate::api::reading::Granted;
 use crate::api::request::{Secret, Which};
 use crate::api::surface::Surface;
-use crate::cache::{Entry, Freshness, Kind, Version};
+use crate::cache::{Entry, Freshness, Kind, Shape, Version};
 use crate::config::Dropin;
 
 const KIND: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
-
-/// The members before a value without their names: an ARN, a version id, a stage, a time.
-const HEAD: usize = 256;
 
 /// Why a request is not answered, in AWS's words.
 #[derive(Debug)]
@@ -75,7 +72,9 @@ impl Exception {
             Code::UpstreamUnavailable | Code::Sealed | Code::AuditUnavailable => {
                 (503, "InternalServiceError")
             }
-            Code::Internal => (500, "InternalServiceError"),
+            Code::Internal | Code::UpstreamFailed | Code::UpstreamTimeout => {
+                (500, "InternalServiceError")
+            }
         };
         let message = match code {
             Code::Denied => "This host's policy denies it, or there is no such secret",
@@ -136,14 +135,40 @@ pub fn body(id: &RequestId, body: Body) -> Answer {
 }
 
 /// 200 with one value, as `GetSecretValue` has it.
-pub fn value(surface: Surface, dropin: &Dropin, id: &RequestId, granted: &Granted) -> Answer {
-    let mut pieces = VecDeque::with_capacity(3);
-    add_value(&mut pieces, surface, dropin, granted);
-    let mut answer = body(id, Body::Pieces(pieces));
+pub fn value(
+    connection: &Connection,
+    surface: Surface,
+    id: &RequestId,
+    granted: &Granted,
+) -> Answer {
+    let dropin = connection.context.dropin.load();
+    let arena = connection.context.cache.arena();
+    let Granted {
+        version, permit, ..
+    } = granted;
+    let shape = shape(surface, &dropin, granted);
+    let frame = || (head(surface, &dropin, granted), END);
+    let body = if let Some(lease) = version.lease_framed(permit, arena, shape, frame) {
+        Body::one(Bytes::from_owner(lease))
+    } else {
+        let mut pieces = VecDeque::with_capacity(3);
+        add_value(&mut pieces, surface, &dropin, granted);
+        Body::Pieces(pieces)
+    };
+    let mut answer = self::body(id, body);
     if granted.entry.freshness() == Freshness::Stale {
         answer::mark_stale(&mut answer);
     }
     answer
+}
+
+/// All that the answer depends on besides the version: the API, the stage, and how much of the name is AWS's.
+fn shape(surface: Surface, dropin: &Dropin, granted: &Granted) -> Shape {
+    let stage = aws_names::stage(&granted.entry, &granted.version);
+    Shape {
+        api: usize::from(surface == Surface::AwsAgent),
+        variant: 2 * dropin.aws_prefix.len() + usize::from(stage == CURRENT),
+    }
 }
 
 /// The members of one value; its bytes are lent.
@@ -154,11 +179,19 @@ pub fn add_value(
     granted: &Granted,
 ) {
     let Granted {
-        entry,
-        version,
-        permit,
-        ..
+        version, permit, ..
     } = granted;
+    pieces.push_back(Bytes::from(head(surface, dropin, granted)));
+    pieces.push_back(Bytes::from_owner(version.lease_string(permit)));
+    pieces.push_back(Bytes::from_static(END.as_bytes()));
+}
+
+/// How a value's answer ends.
+const END: &str = "}";
+
+/// What precedes the value.
+fn head(surface: Surface, dropin: &Dropin, granted: &Granted) -> String {
+    let Granted { entry, version, .. } = granted;
     let own = aws_names::own(dropin, &entry.name).unwrap_or_default();
     let key = match version.kind() {
         Kind::Binary => "SecretBinary",
@@ -170,19 +203,14 @@ pub fn add_value(
     } else {
         ""
     };
-    let mut head = String::with_capacity(HEAD + 2 * own.len());
-    // Names and versions are of an alphabet that JSON does not escape. Writing to a string does not fail.
-    let _ = write!(
-        head,
+    // Names and versions are of an alphabet that JSON does not escape.
+    format!(
         r#"{{"ARN":"{arn}","Name":"{own}","VersionId":"{version_id}","VersionStages":["{stage}"],"CreatedDate":{quote}{created}{quote},"{key}":"#,
         arn = Arn(own),
         version_id = version_id(version.id()),
         stage = aws_names::stage(entry, version),
         created = Seconds(version.set_at()),
-    );
-    pieces.push_back(Bytes::from(head));
-    pieces.push_back(Bytes::from_owner(version.lease_string(permit)));
-    pieces.push_back(Bytes::from_static(b"}"));
+    )
 }
 
 /// Seconds since 1970 as AWS writes them, with milliseconds where there are some.
@@ -231,6 +259,16 @@ pub fn about(dropin: &Dropin, name: &Name, entry: &Entry, versions: &str) -> Jso
         "LastChangedDate": seconds(&entry.current),
         versions: stages,
     })
+}
+
+/// What is said of a secret whose rotation has begun; `version` is the one to come, where it is known.
+pub fn rotating(dropin: &Dropin, name: &Name, version: Option<&str>) -> Json {
+    let own = aws_names::own(dropin, name).unwrap_or_default();
+    let mut about = json!({ "ARN": Arn(own).to_string(), "Name": own });
+    if let Some(version) = version {
+        about["VersionId"] = version_id(version).into();
+    }
+    about
 }
 
 fn name_request(answer: &mut Answer, id: &RequestId) {

@@ -2,30 +2,23 @@
 //! time, in the order of the names.
 
 use keyhatch_protocol::Name;
-use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::aws_answer::{self, Exception};
+use super::aws_filter::Filter;
 use super::aws_names;
 use crate::api::answer::Answer;
 use crate::api::connection::{Bound, Connection};
 use crate::api::id::RequestId;
 use crate::api::surface::Surface;
 
-/// A condition on the secrets of a list: one of the values has to fit.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Filter {
-    key: String,
-    #[serde(default)]
-    values: Vec<String>,
-}
-
 /// One page of a list.
 pub struct Page {
     filters: Vec<Filter>,
     limit: usize,
     after: Option<String>,
+    /// From the last name to the first.
+    backwards: bool,
 }
 
 impl Page {
@@ -41,6 +34,7 @@ impl Page {
             let why = "MaxResults is out of range";
             return Err(Exception::invalid(why));
         }
+        filters.iter().try_for_each(Filter::check)?;
         // A token is the last name of the page before.
         if token
             .as_deref()
@@ -53,37 +47,27 @@ impl Page {
             filters,
             limit,
             after: token,
+            backwards: false,
         })
+    }
+
+    /// The same page of the list from its other end, where `order` says so.
+    pub fn ordered(self, order: Option<&str>) -> Result<Self, Exception> {
+        match order {
+            None | Some("asc") => Ok(self),
+            Some("desc") => Ok(Self {
+                backwards: true,
+                ..self
+            }),
+            Some(_) => {
+                let why = "SortOrder: there is asc and desc";
+                Err(Exception::new("ValidationException", why))
+            }
+        }
     }
 
     fn fits(&self, own: &str) -> bool {
         self.filters.iter().all(|filter| filter.fits(own))
-    }
-}
-
-impl Filter {
-    fn fits(&self, own: &str) -> bool {
-        self.values
-            .iter()
-            .any(|value| match value.strip_prefix('!') {
-                Some(value) => !self.has(own, value),
-                None => self.has(own, value),
-            })
-    }
-
-    /// Secrets have a name here, and no description, tag, region or owner.
-    fn has(&self, own: &str, value: &str) -> bool {
-        match &*self.key {
-            "name" => own.starts_with(value),
-            "all" => {
-                let own = own.to_ascii_lowercase();
-                value
-                    .to_ascii_lowercase()
-                    .split_ascii_whitespace()
-                    .any(|word| own.contains(word))
-            }
-            _ => false,
-        }
     }
 }
 
@@ -139,11 +123,20 @@ fn names(
         .judge_list(bound, id, Surface::Aws, &dropin.aws_prefix)
         .map_err(Exception::of)?;
     let snapshot = connection.context.cache.snapshot();
-    let mut seen = snapshot
-        .list(&dropin.aws_prefix, page.after.as_deref())
+    let after = page.after.as_deref();
+    let seen = snapshot
+        .list(&dropin.aws_prefix, after.filter(|_| !page.backwards))
         .filter(|entry| aws_names::own(&dropin, &entry.name).is_some_and(|own| page.fits(own)))
         .filter(|entry| bound.may_list(&entry.name))
         .map(|entry| entry.name.clone());
+    let mut seen: Box<dyn Iterator<Item = Name>> = if page.backwards {
+        let before: Vec<Name> = seen
+            .take_while(|name| after.is_none_or(|after| name.as_str() < after))
+            .collect();
+        Box::new(before.into_iter().rev())
+    } else {
+        Box::new(seen)
+    };
     let names: Vec<Name> = seen.by_ref().take(page.limit).collect();
     let more = seen.next().is_some();
     let next = names.last().filter(|_| more).map(Name::to_string);
@@ -153,24 +146,6 @@ fn names(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fits(key: &str, values: &[&str], own: &str) -> bool {
-        let values = values.iter().map(|value| (*value).to_owned()).collect();
-        let key = key.to_owned();
-        Filter { key, values }.fits(own)
-    }
-
-    #[test]
-    fn filters_are_prefixes_of_names_and_may_be_turned_round() {
-        assert!(fits("name", &["app/"], "app/key"));
-        assert!(!fits("name", &["App/", "key"], "app/key"));
-        assert!(fits("name", &["x", "app"], "app/key"));
-        assert!(fits("name", &["!x"], "app/key"));
-        assert!(!fits("name", &["!app"], "app/key"));
-        assert!(fits("all", &["KEY other"], "app/key"));
-        assert!(!fits("tag-key", &["app"], "app/key"));
-        assert!(!fits("name", &[], "app/key"));
-    }
 
     #[test]
     fn pages_are_bounded() {

@@ -5,6 +5,7 @@
 pub mod aws;
 pub mod aws_agent;
 mod aws_answer;
+mod aws_filter;
 mod aws_list;
 mod aws_names;
 mod numbers;
@@ -45,6 +46,7 @@ pub fn surface<B>(context: &Context, request: &Request<B>) -> Surface {
     let first = rest.split('/').next().unwrap_or_default();
     match first {
         "sys" | "auth" => Surface::Vault,
+        "use" => Surface::Route,
         native if NATIVE_PATHS.contains(&native) => Surface::Native,
         _ if context.dropin.load().mount(rest).is_some() => Surface::Vault,
         // Vault's clients say so themselves; theirs is a mount that is not configured.
@@ -56,7 +58,7 @@ pub fn surface<B>(context: &Context, request: &Request<B>) -> Surface {
 /// A refusal as the clients of a surface know it.
 pub fn problem(surface: Surface, code: Code, id: &RequestId, detail: Option<&str>) -> Answer {
     match surface {
-        Surface::Native | Surface::Credential => answer::problem(code, id, detail),
+        Surface::Native | Surface::Route | Surface::Credential => answer::problem(code, id, detail),
         Surface::AwsAgent | Surface::Aws => aws_answer::problem(code, id, detail),
         Surface::Vault => vault_answer::problem(code, id, detail),
     }

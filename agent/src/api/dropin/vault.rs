@@ -10,7 +10,8 @@ use hyper::{Method, Request};
 use keyhatch_protocol::{Code, Name, NameError, percent_decode};
 
 use super::vault_answer::{self, NO_OPERATION};
-use super::{supplied, vault_keys, vault_own};
+use super::vault_keys::{self, Keys};
+use super::{supplied, vault_own};
 use crate::api::answer::Answer;
 use crate::api::body::Body;
 use crate::api::connection::{Bound, Connection};
@@ -34,8 +35,8 @@ pub enum Ask {
     Data(Secret),
     /// `GET /v1/{mount}/metadata/{path}`
     Metadata(Secret),
-    /// `LIST /v1/{mount}/metadata/{path}`: what the names begin with.
-    Keys(String),
+    /// `LIST /v1/{mount}/metadata/{path}`
+    Keys(Keys),
     /// A path under `sys` or `auth`.
     Own(String),
 }
@@ -75,8 +76,8 @@ pub fn reply<B>(
             };
             supplied(connection, bound, ask, false, answer)
         }
-        Ask::Keys(prefix) => {
-            let keys = vault_keys::list(connection, bound, &id, &prefix);
+        Ask::Keys(ask) => {
+            let keys = vault_keys::list(connection, bound, &id, &ask);
             Reply::Now(keys.unwrap_or_else(|code| vault_answer::problem(code, &id, None)))
         }
         Ask::Own(path) => Reply::Now(vault_own::answer(
@@ -120,7 +121,10 @@ fn parse(
             which: version(query)?,
             ..Secret::current(name(prefix, path)?)
         })),
-        ("metadata", _) if listing => Ok(Ask::Keys(folder(prefix, path)?)),
+        ("metadata", _) if listing => Ok(Ask::Keys(Keys {
+            prefix: folder(prefix, path)?,
+            ..page(query)?
+        })),
         ("metadata", path) if reading && !path.is_empty() => {
             Ok(Ask::Metadata(Secret::current(name(prefix, path)?)))
         }
@@ -150,11 +154,33 @@ fn version(query: Option<&str>) -> Result<Which, Refused> {
     match value.parse::<i64>().map(u64::try_from) {
         Ok(Err(_) | Ok(0)) => Ok(Which::Current),
         Ok(Ok(number)) => Ok(Which::Number(number)),
-        Err(_) => {
-            let why = "Field validation failed: error converting input for field \"version\": it is no number";
-            Err(Refused(400, vec![why.into()]))
+        Err(_) => Err(no_number("version")),
+    }
+}
+
+/// The part of a list that is asked for, as OpenBao has it; 0 and less mean all of it.
+fn page(query: Option<&str>) -> Result<Keys, Refused> {
+    let mut keys = Keys::default();
+    for (key, value) in pairs(query) {
+        match key {
+            "after" => {
+                keys.after = decoded(value).map_err(|why| Refused(400, vec![why.to_string()]))?;
+            }
+            "limit" => {
+                let limit: i64 = value.parse().map_err(|_| no_number("limit"))?;
+                keys.limit = usize::try_from(limit).unwrap_or(0);
+            }
+            _ => {}
         }
     }
+    Ok(keys)
+}
+
+fn no_number(field: &str) -> Refused {
+    let why = format!(
+        "Field validation failed: error converting input for field {field:?}: it is no number"
+    );
+    Refused(400, vec![why])
 }
 
 fn name(prefix: &str, path: &str) -> Result<Name, Refused> {
@@ -309,7 +335,11 @@ mod tests {
             ("GET", "/v1/secret/metadata/?list=true", ""),
             ("GET", "/v1/kv/two/metadata/app?list=true", "other/app/"),
         ] {
-            assert_eq!(ask(method, path), Ok(Ask::Keys(prefix.into())), "{path}");
+            let keys = Keys {
+                prefix: prefix.into(),
+                ..Keys::default()
+            };
+            assert_eq!(ask(method, path), Ok(Ask::Keys(keys)), "{path}");
         }
     }
 
@@ -326,6 +356,7 @@ mod tests {
             ("GET", "/v1/secret/data//a", 400),
             ("GET", "/v1/secret/data/%ff", 400),
             ("LIST", "/v1/secret/metadata/a//", 400),
+            ("LIST", "/v1/secret/metadata/a?limit=x", 400),
             ("LIST", "/v1/secret/data/a", 405),
             ("PUT", "/v1/secret/data/a", 405),
             ("POST", "/v1/secret/data/a", 405),

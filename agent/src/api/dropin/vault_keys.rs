@@ -9,19 +9,39 @@ use crate::api::connection::{Bound, Connection};
 use crate::api::id::RequestId;
 use crate::api::surface::Surface;
 
-/// Answers with the keys under `prefix`; folders end in a slash.
+/// What is listed: a folder of a mount, or a part of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// What the names in the folder begin with.
+    pub prefix: String,
+    /// The keys after this one.
+    pub after: String,
+    /// The most keys; 0 for all.
+    pub limit: usize,
+}
+
+/// Answers with the keys; folders end in a slash.
 pub fn list(
     connection: &Connection,
     bound: &Bound,
     id: &RequestId,
-    prefix: &str,
+    ask: &Keys,
 ) -> Result<Answer, Code> {
+    let Keys {
+        prefix,
+        after,
+        limit,
+    } = ask;
     connection.judge_list(bound, id, Surface::Vault, prefix)?;
     let snapshot = connection.context.cache.snapshot();
     let names = snapshot.list(prefix, None);
-    let keys = keys(prefix, names.map(|entry| &entry.name), |name| {
+    let mut keys = keys(prefix, names.map(|entry| &entry.name), |name| {
         bound.may_list(name)
     });
+    keys.retain(|key| key > after);
+    if *limit > 0 {
+        keys.truncate(*limit);
+    }
     if keys.is_empty() {
         return Err(Code::NotFound);
     }

@@ -28,7 +28,7 @@ use self::client::Settings;
 use self::ids::Ids;
 use self::refusal::{Absence, Refusal};
 use self::session::{MAX_BATCH, Session, Stage};
-use super::upstream::{Answer, Fetched, Lease, Listed, Standing, Trouble, Upstream};
+use super::upstream::{Answer, Fetched, Lease, Listed, Standing, Trouble, Turn, Upstream};
 use crate::config;
 use crate::files::{self, FileError, Holds, Trust};
 use crate::sys::arena::Arena;
@@ -339,6 +339,24 @@ impl Upstream for Aws {
 
     async fn revoke(&self, _lease: &Lease) -> Result<(), Trouble> {
         Ok(())
+    }
+
+    async fn rotate(&self, name: &Name, turn: &Turn) -> Result<(), Trouble> {
+        quietly(self.by(self.deadline(), async {
+            let session = self.session().await?;
+            let told = self
+                .ask(&session, name, async |id| {
+                    session.rotate(id, &turn.token).await
+                })
+                .await?;
+            told.map_err(|absence| match absence {
+                Absence::Denied => {
+                    Trouble::unusable("access denied; allow secretsmanager:RotateSecret on it")
+                }
+                other => Trouble::unusable(other.to_string()),
+            })
+        }))
+        .await
     }
 
     fn forget(&self) {

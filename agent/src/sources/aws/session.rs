@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::error::ProvideErrorMetadata;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType, SecretListEntry};
 use tokio::sync::Semaphore;
 
@@ -145,6 +146,23 @@ impl Session {
         Ok(staged(&stages, Stage::Current).map_or(Standing::Absent, Standing::Version))
     }
 
+    /// `RotateSecret`. A rotation that is under way already is as good.
+    pub async fn rotate(&self, id: &str, token: &str) -> Result<(), Refusal> {
+        let call = self.client.rotate_secret().secret_id(id);
+        let call = call.client_request_token(token);
+        match self.call(Box::pin(call.send())).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match Refusal::of("RotateSecret", &error) {
+                Refusal::State if under_way(error.message()) => return Ok(()),
+                Refusal::State => Refusal::Trouble(Trouble::unusable(
+                    "AWS does not rotate it: it has no rotation function, or is marked for deletion; set one up with \
+                     `aws secretsmanager rotate-secret --rotation-lambda-arn`",
+                )),
+                refusal => refusal,
+            }),
+        }
+    }
+
     /// One page of `ListSecrets`, of those that may begin with `folder`.
     pub async fn page(&self, folder: &str, token: Option<String>) -> Result<Page, Refusal> {
         let mut call = self.client.list_secrets().max_results(PAGE);
@@ -181,6 +199,11 @@ impl Session {
             )),
         }
     }
+}
+
+/// Whether AWS refuses because it is rotating already.
+fn under_way(message: Option<&str>) -> bool {
+    message.is_some_and(|message| message.contains("previous rotation"))
 }
 
 fn listed(secret: SecretListEntry) -> Option<(String, Option<String>)> {

@@ -49,6 +49,7 @@ fn nanos(span: Duration) -> i128 {
 }
 
 /// What both clocks show now.
+#[must_use]
 pub fn saved_now() -> Saved {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH);
     Saved {
@@ -60,6 +61,7 @@ pub fn saved_now() -> Saved {
 
 /// How long ago `then` was: exactly within one boot, by the wall clock over a restart of the host. A wall
 /// clock that was set back counts as no time at all, never as less.
+#[must_use]
 pub fn elapsed(then: &Saved, now: &Saved) -> Duration {
     let passed = if then.boot == now.boot && !now.boot.is_empty() {
         now.since_boot.saturating_sub(then.since_boot)

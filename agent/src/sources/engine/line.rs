@@ -18,7 +18,7 @@ use super::sweep::{Found, Portion, WIDTH, sweep};
 use super::wish::{Wish, Wishes};
 use super::{Supply, Wanted};
 use crate::policy::Pattern;
-use crate::sources::upstream::{Answer, Fetched, Trouble, Upstream};
+use crate::sources::upstream::{Answer, Fetched, Trouble, Turn, Upstream};
 
 /// How soon a value that is held may be asked for again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -38,6 +38,12 @@ pub enum Asked {
         again: bool,
         by: u32,
         reply: oneshot::Sender<Supply>,
+    },
+    /// A secret is to be given a new value.
+    Rotate {
+        name: Name,
+        turn: Turn,
+        reply: oneshot::Sender<Result<(), String>>,
     },
     Seal(oneshot::Sender<()>),
     Unseal(oneshot::Sender<()>),
@@ -74,6 +80,11 @@ enum Done {
         answer: Result<Option<Duration>, Trouble>,
     },
     Revoked(Result<(), Trouble>),
+    Rotated {
+        name: Name,
+        answer: Result<(), Trouble>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 struct Loop<U> {
@@ -134,6 +145,7 @@ impl<U: Upstream> Loop<U> {
                     Some(Asked::Supply { name, wanted, again, by, reply }) => {
                         self.supply((name, wanted), again, by, reply);
                     }
+                    Some(Asked::Rotate { name, turn, reply }) => self.rotate(name, turn, reply),
                     Some(Asked::Seal(reply)) => { self.seal(); let _ = reply.send(()); }
                     Some(Asked::Unseal(reply)) => { self.unseal(); let _ = reply.send(()); }
                     Some(Asked::Stop(reply)) => { self.stop(); let _ = reply.send(()); return; }
@@ -231,6 +243,22 @@ impl<U: Upstream> Loop<U> {
         });
     }
 
+    /// Where this source is sealed the reply is dropped, which is an answer too.
+    fn rotate(&mut self, name: Name, turn: Turn, reply: oneshot::Sender<Result<(), String>>) {
+        let Some(own) = self.serving.names.own(&name).filter(|_| !self.sealed) else {
+            return;
+        };
+        let upstream = Rc::clone(&self.upstream);
+        self.calls.spawn_local(async move {
+            let answer = upstream.rotate(&own, &turn).await;
+            Done::Rotated {
+                name,
+                answer,
+                reply,
+            }
+        });
+    }
+
     fn tend_leases(&mut self, now: Moment) {
         let due = self.leases.take_due(now);
         for name in due.fetch {
@@ -309,6 +337,17 @@ impl<U: Upstream> Loop<U> {
                 answer,
             } => self.renewed(&name, asked, answer),
             Done::Revoked(Ok(())) => {}
+            Done::Rotated {
+                name,
+                answer,
+                reply,
+            } => {
+                if answer.is_ok() {
+                    self.wishes.want((name, Wanted::Current), None);
+                }
+                // Who asked may have gone.
+                let _ = reply.send(answer.map_err(|why| why.to_string()));
+            }
             // It ends by itself in time.
             Done::Revoked(Err(why)) => {
                 tracing::warn!(source = %self.serving.source, %why, "an old lease was not ended early");

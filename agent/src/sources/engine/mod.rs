@@ -25,12 +25,13 @@ use keyhatch_protocol::Name;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-pub use clock::Moment;
+pub use clock::{Moment, elapsed, saved_now};
 pub use copy::CopyPlace;
 pub use pace::Pace;
 pub use serve::Rooms;
 
 use super::names::{Names, Owners};
+use super::upstream::Turn;
 use crate::config::Fetching;
 use line::{Asked, Line};
 
@@ -274,6 +275,24 @@ impl Upstreams {
             answer,
             patience: door.patience,
         })
+    }
+
+    /// Has the upstream that owns `name` give it a new value.
+    ///
+    /// # Errors
+    /// Why it does not, for operators.
+    pub async fn rotate(&self, name: &Name, turn: Turn) -> Result<(), String> {
+        let door = self.door(name).ok_or("no upstream has this name")?;
+        let (reply, answer) = oneshot::channel();
+        // Where the thread has ended, the answer never comes.
+        let _ = door.asks.send(Asked::Rotate {
+            name: name.clone(),
+            turn,
+            reply,
+        });
+        answer
+            .await
+            .unwrap_or_else(|_| Err("the agent is sealed or stopping".into()))
     }
 
     /// Forgets tokens and connections, and asks nothing until [`Upstreams::unseal`].

@@ -13,7 +13,7 @@ use crate::audit::{Log, Settings};
 use crate::cache::{Cache, Freshness};
 use crate::policy::Pattern;
 use crate::sources::States;
-use crate::sources::upstream::{Answer, Fetched, Lease, Listed, Standing, Trouble, Upstream};
+use crate::sources::upstream::{Answer, Fetched, Lease, Listed, Standing, Trouble, Turn, Upstream};
 use crate::sys::arena::Arena;
 
 /// What the upstream has and how it is.
@@ -152,6 +152,10 @@ impl Upstream for Scripted {
 
     async fn revoke(&self, _: &Lease) -> Result<(), Trouble> {
         self.call("revoke", "").await.map(drop)
+    }
+
+    async fn rotate(&self, _name: &Name, _turn: &Turn) -> Result<(), Trouble> {
+        Ok(())
     }
 
     fn forget(&self) {}

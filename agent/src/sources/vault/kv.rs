@@ -155,7 +155,7 @@ impl Inner {
         old
     }
 
-    async fn read_kv(
+    pub(super) async fn read_kv(
         &self,
         known: Mount,
         mount: usize,

@@ -10,6 +10,7 @@ mod lease;
 mod list;
 mod login;
 mod names;
+mod rotate;
 mod server;
 mod session;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use self::login::Login;
 use self::names::{Names, Place};
 use self::server::Servers;
 use self::session::Session;
-use super::upstream::{Answer, Lease, Listed, Standing, Trouble, Upstream, VersionKey};
+use super::upstream::{Answer, Lease, Listed, Standing, Trouble, Turn, Upstream, VersionKey};
 use crate::config;
 use crate::files::{self, FileError, Holds, Trust};
 use crate::http::{self, Address, AddressError, Client, Identity, TlsError};
@@ -181,6 +182,10 @@ impl Upstream for Vault {
 
     async fn revoke(&self, lease: &Lease) -> Result<(), Trouble> {
         self.inner.timed(self.inner.revoke(lease)).await
+    }
+
+    async fn rotate(&self, name: &Name, turn: &Turn) -> Result<(), Trouble> {
+        self.inner.timed(self.inner.rotate(name, turn)).await
     }
 
     fn forget(&self) {

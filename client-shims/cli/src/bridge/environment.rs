@@ -31,11 +31,7 @@ pub fn for_child(url: &Zeroizing<String>) -> Vec<Variable> {
     .iter()
     .map(|name| Variable::plain(name, url))
     .collect();
-    // Programs read the one or the other.
-    for name in ["NO_PROXY", "no_proxy"] {
-        let list = without_proxy(env::var(name).ok(), host_of(url));
-        variables.push(Variable::plain(name, &list));
-    }
+    variables.extend(unproxied(url));
     // An SDK refuses to ask without a region and a signature; the agent takes any.
     if !is_set("AWS_REGION") && !is_set("AWS_DEFAULT_REGION") && !configured("region") {
         variables.push(Variable::plain("AWS_REGION", PLACEHOLDER_REGION));
@@ -46,6 +42,14 @@ pub fn for_child(url: &Zeroizing<String>) -> Vec<Variable> {
         variables.push(Variable::plain("AWS_SECRET_ACCESS_KEY", PLACEHOLDER_KEY));
     }
     variables
+}
+
+/// What keeps programs from asking a proxy for the bridge; they read the one or the other.
+pub fn unproxied(url: &str) -> impl Iterator<Item = Variable> {
+    ["NO_PROXY", "no_proxy"].into_iter().map(move |name| {
+        let list = without_proxy(env::var(name).ok(), host_of(url));
+        Variable::plain(name, &list)
+    })
 }
 
 /// The host of a base URL, without the brackets of an IPv6 address.

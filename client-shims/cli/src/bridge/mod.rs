@@ -4,7 +4,7 @@
 //! know nothing of this room: the async runtime starts here alone, on a thread of its own.
 
 mod announce;
-mod environment;
+pub mod environment;
 mod forward;
 mod owner;
 mod serve;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread;
 
 use keyhatch::blocking::Client;
+use zeroize::Zeroizing;
 
 use crate::child::{Command, Event, Keeper, ends};
 use crate::failure::Failure;
@@ -25,6 +26,19 @@ use token::Token;
 
 /// Where AWS's Secrets Manager Agent listens.
 const AWS_AGENT_PORT: u16 = 2773;
+
+/// A bridge beside a command of `keyhatch run`, for as long as this process lives; its base URL.
+pub fn beside(client: &Client) -> Result<Zeroizing<String>, Failure> {
+    let listener = listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let address = listener
+        .local_addr()
+        .map_err(|cause| Failure::failed(format!("bridge: {cause}")))?;
+    let token = Token::fresh()?;
+    let url = token.url(address);
+    let front = Front::new(client.address().clone(), token, false);
+    start(listener, address, Arc::new(front))?;
+    Ok(url)
+}
 
 pub fn bridge(client: &Client, args: &Bridge) -> Result<u8, Failure> {
     let listener = listen(args)?;
@@ -79,6 +93,10 @@ fn listen(args: &Bridge) -> Result<TcpListener, Failure> {
             address.port()
         )));
     }
+    listen_at(address)
+}
+
+fn listen_at(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|cause| Failure::failed(format!("bridge: cannot listen at {address}: {cause}")))

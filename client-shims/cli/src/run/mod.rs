@@ -2,6 +2,7 @@
 
 mod changes;
 mod deliver;
+mod routed;
 mod wants;
 
 use std::os::unix::process::CommandExt;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use keyhatch::blocking::Client;
 
-use crate::child::{Command, Event, Keeper};
+use crate::child::{Command, Event, Keeper, Variable};
 use crate::failure::Failure;
 use crate::options::{OnRotate, Run};
 use crate::output::visible;
@@ -25,8 +26,14 @@ const TOGETHER: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(10);
 
 pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
+    let routed = routed::wanted(&run.route)?;
     let wants = Wants::gather(run)?;
     if run.on_rotate == OnRotate::None {
+        if !routed.is_empty() {
+            let why =
+                "run: --route needs this process beside the command: leave --on-rotate none out";
+            return Err(Failure::usage(why));
+        }
         let delivery = Delivery::read(client, &wants)?;
         return Err(become_child(run, &delivery));
     }
@@ -35,6 +42,7 @@ pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
     let changes = Changes::watch(client, delivery.names())?;
     Runner {
         client,
+        routed: routed::variables(client, &routed)?,
         wants,
         command: Command::new(&run.command)?,
         on_rotate: run.on_rotate,
@@ -61,6 +69,8 @@ fn become_child(run: &Run, delivery: &Delivery) -> Failure {
 
 struct Runner<'a> {
     client: &'a Client,
+    /// Where the routes are.
+    routed: Vec<Variable>,
     wants: Wants,
     command: Command,
     on_rotate: OnRotate,
@@ -72,8 +82,8 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn start(mut self) -> Result<u8, Failure> {
-        self.keeper
-            .start(&self.command, &self.delivery.variables())?;
+        let variables = self.variables(&self.delivery);
+        self.keeper.start(&self.command, &variables)?;
         self.delivery.close();
         let mut due = None;
         loop {
@@ -93,6 +103,12 @@ impl Runner<'_> {
                 Event::Told(_) => {}
             }
         }
+    }
+
+    fn variables(&self, delivery: &Delivery) -> Vec<Variable> {
+        let mut all = delivery.variables();
+        all.extend(self.routed.iter().cloned());
+        all
     }
 
     fn rotated(&mut self) -> Result<After, Failure> {
@@ -128,7 +144,7 @@ impl Runner<'_> {
         if ending {
             return Ok(After::Ends(code));
         }
-        self.keeper.start(&self.command, &fresh.variables())?;
+        self.keeper.start(&self.command, &self.variables(&fresh))?;
         self.delivery = fresh;
         self.delivery.close();
         self.changes.follow(self.client, self.delivery.names());

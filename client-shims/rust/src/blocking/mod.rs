@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyhatch_protocol::{Health, Listed, MAX_BATCH, Whoami};
+use keyhatch_protocol::{Health, Listed, MAX_BATCH, RotateReply, Whoami};
 
 use crate::exchange::Limit;
-use crate::request::Request;
+use crate::request::{Request, parse_name};
 use crate::restart::{Next, PATIENCE, Tries};
 use crate::socket::Address;
 use crate::wire::Reply;
@@ -132,6 +132,11 @@ impl Client {
             reply::batch(&mut batch, self.ask(&Request::batch(names)?)?)?;
         }
         Ok(batch)
+    }
+
+    /// Asks for a new value of `name`. It has begun where this answers; a watch tells when the new value is there.
+    pub fn rotate(&self, name: &str) -> Result<RotateReply, Error> {
+        reply::rotation(&self.ask(&Request::rotate(&parse_name(name)?))?)
     }
 
     /// Who the agent thinks this process is, and what it may have.

@@ -10,10 +10,10 @@ use std::process;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keyhatch_protocol::{Health, Listed, MAX_BATCH, Whoami};
+use keyhatch_protocol::{Health, Listed, MAX_BATCH, RotateReply, Whoami};
 
 use crate::exchange::Limit;
-use crate::request::Request;
+use crate::request::{Request, parse_name};
 use crate::restart::{Next, PATIENCE, Tries};
 use crate::socket::Address;
 use crate::wire::Reply;
@@ -131,6 +131,11 @@ impl Client {
             reply::batch(&mut batch, self.ask(&Request::batch(names)?).await?)?;
         }
         Ok(batch)
+    }
+
+    /// Asks for a new value of `name`. It has begun where this answers; a watch tells when the new value is there.
+    pub async fn rotate(&self, name: &str) -> Result<RotateReply, Error> {
+        reply::rotation(&self.ask(&Request::rotate(&parse_name(name)?)).await?)
     }
 
     /// Who the agent thinks this process is, and what it may have.

@@ -1,5 +1,6 @@
 //! The rows of the report. Each group stands on its own: one that fails is named, and the next one runs.
 
+mod clients;
 mod dropin;
 mod life;
 mod rotation;
@@ -28,10 +29,12 @@ pub struct Plan {
     starts: usize,
     rotations: usize,
     store_runs: usize,
+    /// The one group that is measured, where it is not all.
+    only: Option<String>,
 }
 
 impl Plan {
-    pub fn new(quick: bool) -> Self {
+    pub fn new(quick: bool, only: Option<String>) -> Self {
         if quick {
             let slice = Duration::from_millis(200);
             return Self {
@@ -41,6 +44,7 @@ impl Plan {
                 starts: 5,
                 rotations: 20,
                 store_runs: 3,
+                only,
             };
         }
         let slice = Duration::from_millis(600);
@@ -51,6 +55,7 @@ impl Plan {
             starts: 15,
             rotations: 20,
             store_runs: 9,
+            only,
         }
     }
 }
@@ -80,37 +85,56 @@ impl Bare {
     }
 }
 
-/// Everything, on the agent and the two servers beside it.
+/// What can be run by itself.
+pub const GROUPS: [&str; 10] = [
+    "memory",
+    "speed",
+    "watchers",
+    "rotation",
+    "selectors",
+    "drop-in",
+    "clients",
+    "start",
+    "upstream",
+    "store",
+];
+
+/// Everything, or one group, on the agent and the two servers beside it.
 pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<()> {
     let site = Site::new(&folder.path().join("site"), SECRETS, VALUE)?;
-    group(report, "memory", |report| life::memory(plan, &site, report));
+    group(plan, report, "memory", |report| {
+        life::memory(plan, &site, report)
+    });
     let mut agent = site.start("by-user", Selector::User)?;
     let learnt = agent.first_answer(&request())?;
     let bare = Bare::start(folder.path(), learnt.bytes(), report)?;
     let ask = Ask::new(request(), &learnt);
-    group(report, "speed", |report| {
+    group(plan, report, "speed", |report| {
         speed::all(plan, &bare, Some(&agent), &ask, report)
     });
-    group(report, "watchers", |report| {
+    group(plan, report, "watchers", |report| {
         speed::beside_watchers(plan, &bare, Some(&agent), &ask, report)
     });
-    group(report, "rotation", |report| {
+    group(plan, report, "rotation", |report| {
         rotation::all(plan, &site, &agent, report)
     });
-    group(report, "selectors", |report| {
+    group(plan, report, "selectors", |report| {
         speed::by_selector(plan, &site, &bare, &agent, &ask, report)
     });
-    group(report, "drop-in surfaces", |report| {
+    group(plan, report, "drop-in", |report| {
         dropin::all(plan, &agent, report)
     });
+    group(plan, report, "clients", |report| {
+        clients::all(plan, folder, &agent, report)
+    });
     drop(agent);
-    group(report, "cold start", |report| {
+    group(plan, report, "start", |report| {
         life::cold_start(plan, &site, "1,000", report)
     });
-    group(report, "upstream", |report| {
+    group(plan, report, "upstream", |report| {
         upstream::all(plan, folder, &site, report)
     });
-    group(report, "the store of 10,000", |report| {
+    group(plan, report, "store", |report| {
         life::large_store(plan, folder.path(), report)
     });
     Ok(())
@@ -125,9 +149,17 @@ pub fn without_agent(plan: &Plan, folder: &TempFolder, report: &mut Report) -> i
     speed::beside_watchers(plan, &bare, None, &ask, report)
 }
 
-fn group(report: &mut Report, what: &str, run: impl FnOnce(&mut Report) -> io::Result<()>) {
+fn group(
+    plan: &Plan,
+    report: &mut Report,
+    name: &str,
+    run: impl FnOnce(&mut Report) -> io::Result<()>,
+) {
+    if plan.only.as_ref().is_some_and(|only| only != name) {
+        return;
+    }
     if let Err(error) = run(report) {
-        report.failed(what, &error);
+        report.failed(name, &error);
     }
 }
 

@@ -1,0 +1,137 @@
+//! `ANY /v1/use/{route}/{path}`: a bot has the agent call an upstream with a secret that it does not see.
+//!
+//! The way of every request: parsed once, decided, recorded, leased; then built anew, sent, and its answer streamed
+//! back with nothing of the secret in it. A second record says how it ended.
+
+mod refused;
+mod used;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::http::request;
+use hyper::{Request, Response, StatusCode, Version};
+use keyhatch_protocol::Code;
+
+use super::answer::{self, Answer};
+use super::body::Body;
+use super::connection::Connection;
+use super::id::RequestId;
+use super::route::Reply;
+use crate::policy::{Call, FORBIDDEN_METHODS};
+use crate::routes::{Outgoing, Target, Upload};
+use refused::Refused;
+use used::Used;
+
+/// On each answer of an upstream, and on none of ours: tells them apart.
+const ROUTE: HeaderName = HeaderName::from_static("keyhatch-route");
+
+const AGAIN: &str = "refused by the upstream, made once more with the version that came meanwhile";
+
+/// A call as it was parsed.
+struct Asked {
+    route: String,
+    outgoing: Outgoing,
+}
+
+/// Answers a call. It always waits for the upstream.
+pub fn reply(connection: &Arc<Connection>, id: RequestId, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let asked = match Asked::parse(head) {
+        Ok(asked) => asked,
+        Err((code, why)) => {
+            connection.context.counts.bad.fetch_add(1, Relaxed);
+            return Reply::Now(answer::problem(code, &id, Some(&why)));
+        }
+    };
+    let connection = Arc::clone(connection);
+    Reply::later(async move {
+        pass(&connection, &id, &asked, body)
+            .await
+            .unwrap_or_else(|refused| refused.answer(&id))
+    })
+}
+
+impl Asked {
+    fn parse(head: request::Parts) -> Result<Self, (Code, String)> {
+        let rest = head.uri.path().strip_prefix("/v1/use/").unwrap_or_default();
+        let (route, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if FORBIDDEN_METHODS.contains(&head.method.as_str()) {
+            let why = "no route passes this method on".to_owned();
+            return Err((Code::MethodNotAllowed, why));
+        }
+        if !is_name(route) {
+            return Err((
+                Code::BadRequest,
+                "a route is called as /v1/use/ROUTE/PATH".into(),
+            ));
+        }
+        let target = Target::parse(path, head.uri.query())
+            .map_err(|why| (Code::BadRequest, why.to_string()))?;
+        Ok(Self {
+            route: route.to_owned(),
+            outgoing: Outgoing {
+                method: head.method,
+                target,
+                headers: head.headers,
+            },
+        })
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call {
+            route: &self.route,
+            method: self.outgoing.method.as_str(),
+            path: &self.outgoing.target.path,
+        }
+    }
+}
+
+/// Whether a route may have that name, which stands in records.
+fn is_name(route: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte);
+    !matches!(route, "" | "." | "..") && route.bytes().all(fits)
+}
+
+/// Passes a call on. One that the upstream refuses with the version before a rotation is made once more with the new.
+async fn pass(
+    connection: &Arc<Connection>,
+    id: &RequestId,
+    asked: &Asked,
+    body: Incoming,
+) -> Result<Answer, Refused> {
+    let mut used = Used::begin(connection, id, asked).await?;
+    let route = Arc::clone(&used.route);
+    let taken = Upload::of(body, route.largest_body(), route.patience()).await;
+    let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
+    let mut is_again = false;
+    loop {
+        used.progress = Some(Arc::clone(&progress));
+        let again = upload.again();
+        let credential = used.credential().map_err(|failure| used.failed(&failure))?;
+        let answered = route
+            .send(&asked.outgoing, &credential, upload, &progress)
+            .await
+            .map_err(|failure| used.failed(&failure))?;
+        used.answers(&answered);
+        let is_old = answered.head.status == StatusCode::UNAUTHORIZED && used.is_rotated();
+        if let Some(same) = again.filter(|_| is_old && !is_again) {
+            used.ends(None, Some(AGAIN));
+            drop(used);
+            used = Used::begin(connection, id, asked).await?;
+            (upload, is_again) = (same, true);
+            continue;
+        }
+        let (head, body) = answered.searched(&route, &credential, move |summary| {
+            used.ends(Some(&summary), None);
+        });
+        let mut answer = Response::from_parts(head, Body::Passing(Box::new(body)));
+        *answer.version_mut() = Version::HTTP_11;
+        if let Ok(name) = HeaderValue::from_str(route.name()) {
+            answer.headers_mut().insert(ROUTE, name);
+        }
+        return Ok(answer);
+    }
+}

@@ -1,0 +1,270 @@
+//! `[[route]]`: an upstream that bots reach with a secret they do not see.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keyhatch_protocol::{Name, split_field};
+
+use super::audit::size;
+use super::document::Document;
+use super::inject::{self, Inject};
+use super::section::{self, Section, checked_name, duration};
+use super::source::Source;
+use super::{Depth, held};
+use crate::files::Holds;
+use crate::http::Address;
+use crate::policy::{At, CallPattern, Report, RouteInput, suggest};
+
+/// How long an upstream may be silent unless told otherwise: a model may think for minutes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// One `[[route]]`, but for what the policy knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its name, unique.
+    pub name: String,
+    /// Where its requests go, and nowhere else.
+    pub upstream: Address,
+    /// Where in a request the credential goes.
+    pub inject: Vec<Inject>,
+    /// The secret.
+    pub secret: Name,
+    /// The field of it that `{secret}` stands for.
+    pub field: Option<String>,
+    /// Authorities instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether the upstream may be at a private or loopback address.
+    pub allow_private: bool,
+    /// How much each bot may do with it.
+    pub limits: RouteLimits,
+    /// How long the upstream may be silent.
+    pub timeout: Duration,
+}
+
+/// How much each bot may do with a route; what is absent is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// Requests a minute.
+    pub requests_per_minute: Option<u32>,
+    /// Bytes of a request's body.
+    pub body: Option<u64>,
+    /// Requests at once.
+    pub streams: Option<u32>,
+}
+
+/// What is known of services; its format is that of routes.
+const PRESETS: &str = include_str!("presets.toml");
+
+/// Every route, and what the policy is to know of them.
+pub(super) fn read_all(
+    sections: &[Section<'_>],
+    sources: &[Source],
+    depth: Depth,
+    report: &mut Report,
+) -> (Vec<Route>, Vec<RouteInput>) {
+    let catalogue = Document::new("presets.toml".into(), PRESETS.to_owned());
+    let table = catalogue.parse(report).unwrap_or_default();
+    let presets: BTreeMap<&str, Section<'_>> = section::values(&catalogue, &table)
+        .filter_map(|value| Some((value.key, value.section("a preset", report)?)))
+        .collect();
+    let mut read = |section: &Section<'_>| {
+        let preset = match section.string("preset", report) {
+            None => Section::default(),
+            Some(At { value: name, place }) => {
+                let Some(preset) = presets.get(name) else {
+                    let hint = suggest(name, presets.keys().copied());
+                    report.error(&place, format!("there is no preset {name:?}, {hint}"));
+                    return None;
+                };
+                Section::default().or(preset)
+            }
+        };
+        read(&section.or(&preset), sources, depth, report)
+    };
+    sections.iter().filter_map(&mut read).unzip()
+}
+
+fn read(
+    section: &Section<'_>,
+    sources: &[Source],
+    depth: Depth,
+    report: &mut Report,
+) -> Option<(Route, RouteInput)> {
+    let before = report.errors.len();
+    let keys = [
+        "name",
+        "upstream",
+        "inject",
+        "secret",
+        "allow",
+        "deny",
+        "ca_file",
+        "allow_private",
+        "limits",
+        "preset",
+        "timeout",
+    ];
+    section.check_keys(&keys, &["approve"], report);
+    let name = section
+        .required("name", "\"openai\"", report)
+        .and_then(|name| name.string(report))
+        .and_then(|name| checked_name("route", name, report));
+    let allow_private = section.boolean("allow_private", report).unwrap_or(false);
+    let upstream = read_upstream(section, allow_private, report);
+    let secret = read_secret(section, sources, report);
+    let inject = section
+        .required(
+            "inject",
+            "{ header = \"authorization\", value = \"Bearer {secret}\" }",
+            report,
+        )
+        .and_then(|value| inject::read(&value, report));
+    let allow = section
+        .required("allow", "[\"GET /v1/models\"]", report)
+        .and_then(|_| read_calls(section, "allow", report));
+    let deny = match section.get("deny") {
+        Some(_) => read_calls(section, "deny", report),
+        None => Some(Vec::new()),
+    };
+    let route = Route {
+        name: name.as_ref()?.value.clone(),
+        upstream: upstream?,
+        inject: inject?,
+        secret: secret.as_ref()?.0.clone(),
+        field: secret?.1,
+        ca_file: read_ca_file(section, depth, report),
+        allow_private,
+        limits: read_limits(section, report),
+        timeout: duration(section, "timeout", report).unwrap_or(PATIENCE),
+    };
+    check_fields(&route, section, report);
+    let calls = RouteInput {
+        name: name?,
+        secret: route.secret.clone(),
+        allow: allow?,
+        deny: deny?,
+    };
+    (report.errors.len() == before).then_some((route, calls))
+}
+
+fn read_upstream(
+    section: &Section<'_>,
+    allow_private: bool,
+    report: &mut Report,
+) -> Option<Address> {
+    let value = section.required("upstream", "\"https://api.openai.com\"", report)?;
+    let At { value: text, place } = value.string(report)?;
+    match Address::parse(text) {
+        Ok(address) if !address.is_tls() && !allow_private => {
+            let why = "the credential would travel there unencrypted, use https, or say allow_private = true";
+            report.error(&place, format!("`upstream` is {text:?}, {why}"));
+            None
+        }
+        Ok(address) => Some(address),
+        Err(error) => {
+            report.error(&place, format!("`upstream`: {error}"));
+            None
+        }
+    }
+}
+
+/// The secret's name and field, which some source can have.
+fn read_secret(
+    section: &Section<'_>,
+    sources: &[Source],
+    report: &mut Report,
+) -> Option<(Name, Option<String>)> {
+    let value = section.required("secret", "\"openai/api-key\"", report)?;
+    let At { value: text, place } = value.string(report)?;
+    let (name, field) = split_field(text);
+    let name = match Name::parse(name) {
+        Ok(name) => name,
+        Err(error) => {
+            report.error(&place, format!("`secret` is {text:?}, {error}"));
+            return None;
+        }
+    };
+    let field = field.map(str::to_owned);
+    let owned = |source: &Source| name.as_str().starts_with(&source.prefix);
+    if !sources.iter().any(owned) {
+        let text = format!(
+            "`secret` is {text:?}, but no source has names that begin so, name another or add a source"
+        );
+        report.error(&place, text);
+    }
+    Some((name, field))
+}
+
+fn read_calls(
+    section: &Section<'_>,
+    key: &str,
+    report: &mut Report,
+) -> Option<Vec<At<CallPattern>>> {
+    let value = section.get(key)?;
+    let texts = value.strings(report)?;
+    if texts.is_empty() {
+        let text = format!("`{key}` is empty, write a call as \"GET /v1/models\", or leave it out");
+        report.error(&value.place(), text);
+        return None;
+    }
+    let mut calls = Vec::new();
+    for At { value: text, place } in texts {
+        match CallPattern::parse(text) {
+            Ok(value) => calls.push(At { value, place }),
+            Err(error) => report.error(&place, format!("`{key}` has {text:?}, {error}")),
+        }
+    }
+    Some(calls)
+}
+
+fn read_ca_file(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<PathBuf> {
+    let At { value: path, place } = section.path("ca_file", report)?;
+    held::check_file(
+        "the ca_file",
+        &path,
+        Holds::Access,
+        "put it there",
+        &place,
+        depth,
+        report,
+    );
+    Some(path)
+}
+
+fn read_limits(section: &Section<'_>, report: &mut Report) -> RouteLimits {
+    let Some(limits) = section
+        .get("limits")
+        .and_then(|value| value.section("`limits`", report))
+    else {
+        return RouteLimits::default();
+    };
+    limits.check_keys(&["requests_per_minute", "body", "streams"], &[], report);
+    let mut at_least_one = |key: &'static str| {
+        let value = limits.get(key)?;
+        let number = value.number(report)?;
+        if number == 0 {
+            let text = format!("`{key}` is 0, so that nothing is allowed, leave the route out");
+            report.error(&value.place(), text);
+        }
+        Some(number)
+    };
+    RouteLimits {
+        requests_per_minute: at_least_one("requests_per_minute"),
+        streams: at_least_one("streams"),
+        body: size(&limits, "body", report),
+    }
+}
+
+/// A field has no fields of its own.
+fn check_fields(route: &Route, section: &Section<'_>, report: &mut Report) {
+    let mut places = route.inject.iter().flat_map(Inject::templates);
+    if let Some(field) = &route.field
+        && places.any(|template| template.secrets().any(|field| field.is_some()))
+    {
+        let text = format!(
+            "`inject` names fields, but `secret` is the field {field:?} already, name fields in one of them"
+        );
+        report.error(&section.place_of("inject"), text);
+    }
+}

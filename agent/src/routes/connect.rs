@@ -1,0 +1,97 @@
+//! A connection to an upstream: the name is resolved once, each address checked, and a checked one connected to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::rt::{Read, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+
+use super::Route;
+use super::address;
+use super::failure::Failure;
+use super::insert::{Inserting, Insertions};
+use super::upload::Upload;
+use crate::http::tls_words;
+
+/// How long a connection may take, its name and TLS included.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How large the buffers of a connection may grow; an answer's head has to fit.
+const BUFFER: usize = 64 * 1024;
+
+/// A connection.
+pub struct Link {
+    /// Sends requests on it.
+    pub sender: SendRequest<Upload>,
+    /// What the next head is written with.
+    pub insertions: Insertions,
+    /// Who is at the other end.
+    pub remote: SocketAddr,
+}
+
+impl Route {
+    /// A new connection to the upstream.
+    pub(super) async fn connect(&self) -> Result<Link, Failure> {
+        timeout(CONNECT, self.connect_now())
+            .await
+            .unwrap_or(Err(Failure::Timeout(CONNECT)))
+    }
+
+    async fn connect_now(&self) -> Result<Link, Failure> {
+        let stream = self.tcp().await?;
+        let remote = stream.peer_addr().map_err(Failure::Connect)?;
+        // A small request must not wait for the answer to the one before.
+        stream.set_nodelay(true).map_err(Failure::Connect)?;
+        let insertions = Insertions::default();
+        let upstream = &self.config.upstream;
+        let sender = if upstream.is_tls() {
+            let name = upstream.server_name().ok_or(Failure::NoAnswer)?;
+            let stream = self
+                .tls()?
+                .connect(name, stream)
+                .await
+                .map_err(|error| Failure::Tls(tls_words(&error)))?;
+            begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
+        } else {
+            begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
+        };
+        Ok(Link {
+            sender,
+            insertions,
+            remote,
+        })
+    }
+
+    async fn tcp(&self) -> Result<TcpStream, Failure> {
+        let found = lookup_host(self.config.upstream.target()).await;
+        let mut why = Failure::Resolve(io::ErrorKind::NotFound.into());
+        for address in found.map_err(Failure::Resolve)? {
+            if let Err(kind) = address::check(address.ip(), self.config.allow_private) {
+                why = Failure::Address(address.ip(), kind);
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => why = Failure::Connect(error),
+            }
+        }
+        Err(why)
+    }
+}
+
+async fn begin(
+    io: impl Read + Write + Unpin + Send + 'static,
+) -> Result<SendRequest<Upload>, Failure> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(BUFFER)
+        .handshake(io)
+        .await
+        .map_err(|_| Failure::NoAnswer)?;
+    // It ends when the sender is dropped.
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}

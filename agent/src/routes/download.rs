@@ -1,0 +1,227 @@
+//! An answer's body on its way to the bot, searched for the secret as it streams by.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::http::response;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::Route;
+use super::connect::Link;
+use super::credential::Credential;
+use super::exchange::Answered;
+use super::failure::Failure;
+use super::mask::{Mask, Stream};
+use super::pool::Pool;
+
+/// How an answer went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of its body.
+    pub received: u64,
+    /// How many places held the secret, headers and trailers included.
+    pub masked: usize,
+    /// Whether it came whole.
+    pub complete: bool,
+}
+
+/// Told once how an answer went.
+type Told = Box<dyn FnOnce(Summary) + Send>;
+
+/// The body of an answer.
+pub struct Download {
+    body: Incoming,
+    mask: Arc<Mask>,
+    stream: Stream,
+    patience: Duration,
+    silence: Pin<Box<Sleep>>,
+    /// Trailers that wait for the last bytes before them.
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    received: u64,
+    masked: usize,
+    link: Option<Link>,
+    pool: Arc<Pool>,
+    told: Option<Told>,
+}
+
+impl Answered {
+    /// The head, with nothing of the secret in it, and the body that will be searched; `told` learns how it went.
+    #[must_use]
+    pub fn searched(
+        self,
+        route: &Route,
+        credential: &Credential,
+        told: impl FnOnce(Summary) + Send + 'static,
+    ) -> (response::Parts, Download) {
+        let Self {
+            mut head,
+            body,
+            link,
+            ..
+        } = self;
+        let mask = Arc::clone(&credential.mask);
+        let masked = mask.headers(&mut head.headers);
+        // The reason phrase is any text, and of no use.
+        head.extensions.clear();
+        let mut download = Download {
+            stream: Stream::new(Arc::clone(&mask)),
+            mask,
+            body,
+            patience: route.patience(),
+            silence: Box::pin(sleep(route.patience())),
+            trailers: None,
+            ended: false,
+            received: 0,
+            masked,
+            link: Some(link),
+            pool: Arc::clone(&route.pool),
+            told: Some(Box::new(told)),
+        };
+        // An answer without a body is never asked for it.
+        if download.body.is_end_stream() {
+            download.end();
+        }
+        (head, download)
+    }
+}
+
+impl Download {
+    /// The whole answer is here: the connection may wait for the next request, unless its buffers hold what was
+    /// found.
+    fn end(&mut self) {
+        self.ended = true;
+        self.tell(true);
+        let Some(mut link) = self.link.take() else {
+            return;
+        };
+        if self.found() == 0 {
+            let pool = Arc::clone(&self.pool);
+            tokio::spawn(async move {
+                if link.sender.ready().await.is_ok() {
+                    pool.put(link);
+                }
+            });
+        }
+    }
+
+    /// What is ready and what waited, at the end of the body.
+    fn last(&mut self, ready: Bytes) -> Bytes {
+        let held = self.stream.end();
+        self.end();
+        match (ready.is_empty(), held.is_empty()) {
+            (_, true) => ready,
+            (true, _) => held,
+            _ => [ready, held].concat().into(),
+        }
+    }
+
+    fn found(&self) -> usize {
+        self.masked + self.stream.hits()
+    }
+
+    fn tell(&mut self, complete: bool) {
+        if let Some(told) = self.told.take() {
+            told(Summary {
+                received: self.received,
+                masked: self.found(),
+                complete,
+            });
+        }
+    }
+
+    /// The next frame of the upstream's, no later than it may be silent.
+    fn poll_upstream(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let frame = frame.map(|frame| frame.map_err(|_| Failure::NoAnswer));
+                if matches!(frame, Some(Ok(_))) {
+                    self.silence.as_mut().reset(Instant::now() + self.patience);
+                }
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                ready!(self.silence.as_mut().poll(cx));
+                Poll::Ready(Some(Err(Failure::Timeout(self.patience))))
+            }
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(trailers) = this.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            let ready = match ready!(this.poll_upstream(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        this.received += data.len() as u64;
+                        let ready = this.stream.push(data);
+                        // Whoever knows the length asks no more once it is there.
+                        if this.body.is_end_stream() {
+                            this.last(ready)
+                        } else {
+                            ready
+                        }
+                    }
+                    Err(frame) => {
+                        let mut trailers = frame.into_trailers().unwrap_or_default();
+                        this.masked += this.mask.headers(&mut trailers);
+                        this.trailers = Some(trailers);
+                        this.last(Bytes::new())
+                    }
+                },
+                Some(Err(failure)) => {
+                    this.ended = true;
+                    this.tell(false);
+                    this.link = None;
+                    return Poll::Ready(Some(Err(failure)));
+                }
+                None => this.last(Bytes::new()),
+            };
+            if !ready.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(ready))));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held = self.stream.held() as u64;
+        let left = self.body.size_hint();
+        match left.exact() {
+            Some(left) => SizeHint::with_exact(left + held),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
+}

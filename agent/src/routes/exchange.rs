@@ -1,0 +1,175 @@
+//! One request to a route's upstream, up to the head of its answer.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{HOST, HeaderName, HeaderValue};
+use hyper::http::response;
+use hyper::{HeaderMap, Method, Request, Response, Uri};
+use tokio::time::timeout;
+
+use super::Route;
+use super::connect::Link;
+use super::credential::Credential;
+use super::failure::Failure;
+use super::headers;
+use super::path::{Target, escape};
+use super::upload::{Progress, Upload};
+use crate::http;
+
+/// What a bot asks of a route.
+pub struct Outgoing {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub target: Target,
+    /// The bot's headers, as they came.
+    pub headers: HeaderMap,
+}
+
+/// An answer, of which the head is here.
+pub struct Answered {
+    /// Its head, cleaned but not yet searched.
+    pub head: response::Parts,
+    pub(super) body: Incoming,
+    pub(super) link: Link,
+    /// Who answered.
+    pub remote: SocketAddr,
+}
+
+impl Route {
+    /// How long the upstream may be silent.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.config.timeout
+    }
+
+    /// Sends a request with the credential in it.
+    ///
+    /// # Errors
+    /// Why there is no answer, or none that may be given on.
+    pub async fn send(
+        &self,
+        outgoing: &Outgoing,
+        credential: &Credential,
+        mut upload: Upload,
+        progress: &Arc<Progress>,
+    ) -> Result<Answered, Failure> {
+        loop {
+            let waited = self.pool.take();
+            let is_fresh = waited.is_none();
+            let mut link = match waited {
+                Some(link) => link,
+                None => self.connect().await?,
+            };
+            // A server may close a waiting connection at any time.
+            let again = upload.again().filter(|_| outgoing.method.is_idempotent());
+            let request = self.request(outgoing, credential, upload)?;
+            link.insertions.set(credential.insertions.clone());
+            let sent = link.sender.try_send_request(request);
+            let sent = within(self.patience(), progress, sent).await?;
+            link.insertions.clear();
+            match sent {
+                Ok(answer) => return answered(answer, link),
+                Err(mut error) => {
+                    if let Some(trouble) = progress.trouble() {
+                        return Err(trouble);
+                    }
+                    let unsent = error.take_message().map(Request::into_body);
+                    match unsent.or(again).filter(|_| !is_fresh) {
+                        Some(same) => upload = same,
+                        None => return Err(unanswered(error.error())),
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        outgoing: &Outgoing,
+        credential: &Credential,
+        upload: Upload,
+    ) -> Result<Request<Upload>, Failure> {
+        let injected: Vec<HeaderName> = credential.headers.iter().map(|h| h.0.clone()).collect();
+        let mut request = Request::new(upload);
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = uri(&outgoing.target, credential).ok_or(Failure::NoAnswer)?;
+        let headers = request.headers_mut();
+        *headers = headers::to_upstream(&outgoing.headers, &injected);
+        let host = self.config.upstream.authority();
+        let host = HeaderValue::try_from(host).map_err(|_| Failure::NoAnswer)?;
+        headers.insert(HOST, host);
+        headers.extend(credential.headers.iter().cloned());
+        Ok(request)
+    }
+}
+
+/// Path and query in the form that is sent, with the credential's parameters last.
+fn uri(target: &Target, credential: &Credential) -> Option<Uri> {
+    let mut text = target.encoded();
+    let names = |name: &str| credential.query.iter().any(|(own, _)| own == name);
+    let own = target.query_without(names);
+    let mut before = '?';
+    if target.query.is_some() && (!own.is_empty() || credential.query.is_empty()) {
+        text.push('?');
+        text.push_str(&own);
+        before = '&';
+    }
+    for (name, token) in &credential.query {
+        text.push(before);
+        name.bytes().for_each(|byte| match byte {
+            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                text.push(char::from(byte));
+            }
+            byte => escape(byte, &mut text),
+        });
+        text.push('=');
+        text.push_str(token);
+        before = '&';
+    }
+    text.parse().ok()
+}
+
+/// Waits for as long as the bot's body moves on, and `patience` more.
+async fn within<T>(
+    patience: Duration,
+    progress: &Progress,
+    future: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let mut future = pin!(future);
+    loop {
+        let before = progress.bytes();
+        match timeout(patience, future.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_) if progress.bytes() != before => {}
+            Err(_) => return Err(Failure::Timeout(patience)),
+        }
+    }
+}
+
+fn answered(answer: Response<Incoming>, link: Link) -> Result<Answered, Failure> {
+    let (mut head, body) = answer.into_parts();
+    if !body.is_end_stream() && headers::is_encoded(&head.headers) {
+        return Err(Failure::Encoded);
+    }
+    headers::from_upstream(&mut head.headers);
+    Ok(Answered {
+        head,
+        body,
+        remote: link.remote,
+        link,
+    })
+}
+
+/// TLS 1.3 tells only after the handshake that the server wants a client certificate.
+fn unanswered(error: &hyper::Error) -> Failure {
+    match http::unanswered(error) {
+        http::Failure::Tls(why) => Failure::Tls(why),
+        _ => Failure::NoAnswer,
+    }
+}

@@ -1,0 +1,48 @@
+//! Why a route has no answer of its upstream.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::address::Kind;
+use crate::sys::arena::Full;
+
+/// Why there is no answer. Never holds what the upstream sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The name is not known.
+    #[error("the upstream's name cannot be resolved: {0}")]
+    Resolve(io::Error),
+    /// It leads where no route goes.
+    #[error("the upstream is at a {} address, which this route may not connect to", .1.as_str())]
+    Address(IpAddr, Kind),
+    /// Nobody listens.
+    #[error("the upstream cannot be connected to: {0}")]
+    Connect(io::Error),
+    /// No TLS.
+    #[error("TLS with the upstream: {0}")]
+    Tls(String),
+    /// Not HTTP, or the connection ended before the answer began.
+    #[error("the upstream ended the connection before it answered, or what came is not HTTP")]
+    NoAnswer,
+    /// Silent for too long.
+    #[error("the upstream was silent for {:.0} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// A body that cannot be searched for the secret.
+    #[error(
+        "the upstream's answer is compressed although that was not asked for, and cannot be searched for the secret"
+    )]
+    Encoded,
+    /// The caller's body is over its limit.
+    #[error("the body is larger than this route's limit")]
+    BodyTooLarge,
+    /// The caller's body did not come whole.
+    #[error("the body did not arrive whole")]
+    BodyCut,
+    /// The secret is not what the route needs.
+    #[error("{0}")]
+    Credential(&'static str),
+    /// No room for the credential.
+    #[error("{0}")]
+    Full(#[from] Full),
+}

@@ -1,0 +1,185 @@
+//! Routes: an upstream is called with a secret that the caller never sees.
+//!
+//! What goes out is built here and not passed on: the path in one normal form, end-to-end headers alone, and the
+//! credential, which is written from secret memory as the head leaves ([`insert`]). What comes back is searched for
+//! the secret as it streams by ([`mask`]). Who may call what is the policy's to say, and `api::using` asks it.
+
+mod address;
+mod connect;
+mod credential;
+mod download;
+mod exchange;
+mod failure;
+mod forms;
+mod headers;
+mod insert;
+mod mask;
+mod path;
+mod pool;
+mod upload;
+mod usage;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use tokio_rustls::TlsConnector;
+
+pub use credential::{Credential, Granted};
+pub use download::{Download, Summary};
+pub use exchange::{Answered, Outgoing};
+pub use failure::Failure;
+pub use path::{BadPath, Target};
+pub use upload::{Progress, Upload};
+pub use usage::{Counters, Limit, Turn};
+
+use crate::config;
+use crate::files::{self, Holds, Trust};
+use crate::http::{self, Address};
+use pool::Pool;
+use usage::Usage;
+
+/// A file of authorities larger than this is none.
+const LARGEST_CA: u64 = 1 << 20;
+
+/// One upstream, as it is called.
+pub struct Route {
+    config: config::Route,
+    tls: Tls,
+    pool: Arc<Pool>,
+    usage: Arc<Usage>,
+}
+
+/// Whom a route trusts.
+enum Tls {
+    /// Its own authorities.
+    Own(TlsConnector),
+    /// The system's, read once it is needed: they are a hundred and more.
+    System(Arc<OnceLock<TlsConnector>>),
+}
+
+/// All routes by name.
+#[derive(Default)]
+pub struct Routes {
+    by_name: HashMap<Arc<str>, Arc<Route>>,
+    system: Arc<OnceLock<TlsConnector>>,
+}
+
+impl Routes {
+    /// The routes of a configuration; those that are as they were `before` keep their connections and counts.
+    ///
+    /// # Errors
+    /// Each `ca_file` that cannot be used.
+    pub fn of(configs: &[config::Route], before: &Self) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut routes = Self {
+            by_name: HashMap::new(),
+            system: Arc::clone(&before.system),
+        };
+        for config in configs {
+            let same = before.get(&config.name).filter(|old| {
+                // What is in a file may be another.
+                old.config == *config && config.ca_file.is_none()
+            });
+            let route = match same {
+                Some(route) => Ok(Arc::clone(route)),
+                None => Route::new(config, &routes.system).map(Arc::new),
+            };
+            match route {
+                Ok(route) => drop(routes.by_name.insert(config.name.as_str().into(), route)),
+                Err(problem) => problems.push(format!("route {:?}: {problem}", config.name)),
+            }
+        }
+        if problems.is_empty() {
+            Ok(routes)
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// The route of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Route>> {
+        self.by_name.get(name)
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<&Arc<Route>> {
+        let mut all: Vec<_> = self.by_name.values().collect();
+        all.sort_by_key(|route| route.name());
+        all
+    }
+
+    /// Closes the connections that wait: their buffers hold what they carried last.
+    pub fn close_idle(&self) {
+        self.by_name.values().for_each(|route| route.pool.clear());
+    }
+}
+
+impl Route {
+    fn new(config: &config::Route, system: &Arc<OnceLock<TlsConnector>>) -> Result<Self, String> {
+        let tls = match &config.ca_file {
+            Some(path) => Tls::Own(own_authorities(path)?),
+            None => Tls::System(Arc::clone(system)),
+        };
+        Ok(Self {
+            config: config.clone(),
+            tls,
+            pool: Arc::default(),
+            usage: Arc::new(Usage::new(config.limits)),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Where its requests go.
+    #[must_use]
+    pub fn upstream(&self) -> &Address {
+        &self.config.upstream
+    }
+
+    /// How often it was used, and how.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        self.usage.counters()
+    }
+
+    /// Takes a turn for a bot, or says which limit it is over.
+    ///
+    /// # Errors
+    /// The limit.
+    pub fn turn(&self, bot: &str) -> Result<Turn, Limit> {
+        Usage::turn(&self.usage, bot)
+    }
+
+    /// How large a request's body may be.
+    #[must_use]
+    pub fn largest_body(&self) -> Option<u64> {
+        self.config.limits.body
+    }
+
+    fn tls(&self) -> Result<&TlsConnector, Failure> {
+        match &self.tls {
+            Tls::Own(tls) => Ok(tls),
+            Tls::System(cell) => {
+                if cell.get().is_none() {
+                    let tls = http::tls(None, None).map_err(|e| Failure::Tls(e.to_string()))?;
+                    let _ = cell.set(tls);
+                }
+                cell.get()
+                    .ok_or_else(|| Failure::Tls("is not set up".into()))
+            }
+        }
+    }
+}
+
+fn own_authorities(path: &Path) -> Result<TlsConnector, String> {
+    let pem = files::read(path, Holds::Access, Trust::own(), LARGEST_CA)
+        .map_err(|error| format!("ca_file: {error}"))?;
+    http::tls(Some(&pem), None).map_err(|error| format!("ca_file {}: {error}", path.display()))
+}

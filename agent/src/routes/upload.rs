@@ -1,0 +1,168 @@
+//! A bot's body on its way to the upstream: never faster than the upstream takes it, never more than it may be.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::failure::Failure;
+
+/// A body of announced length up to this is read first, so that the request can be repeated.
+const SMALL: u64 = 16 * 1024;
+
+/// What is sent.
+pub enum Upload {
+    /// All of it is here.
+    Whole(Bytes),
+    /// It comes as it is taken.
+    Streamed(Streamed),
+}
+
+/// A body that streams by.
+pub struct Streamed {
+    body: Incoming,
+    /// How many bytes more there may be.
+    left: u64,
+    progress: Arc<Progress>,
+}
+
+/// How far a body is.
+#[derive(Default)]
+pub struct Progress {
+    bytes: AtomicU64,
+    trouble: AtomicU8,
+}
+
+const TOO_LARGE: u8 = 1;
+const CUT: u8 = 2;
+
+impl Progress {
+    /// How many bytes went on.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// What of the bot's doing ended it, if so.
+    pub fn trouble(&self) -> Option<Failure> {
+        match self.trouble.load(Relaxed) {
+            TOO_LARGE => Some(Failure::BodyTooLarge),
+            CUT => Some(Failure::BodyCut),
+            _ => None,
+        }
+    }
+}
+
+impl Upload {
+    /// Takes a body of at most `largest` bytes; a small one is waited for, but for no longer than `patience`.
+    ///
+    /// # Errors
+    /// Where it is announced to be larger, or does not come.
+    pub async fn of(
+        body: Incoming,
+        largest: Option<u64>,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        let largest = largest.unwrap_or(u64::MAX);
+        let progress = Arc::new(Progress::default());
+        if body.size_hint().lower() > largest {
+            return Err(Failure::BodyTooLarge);
+        }
+        let upload = match body.size_hint().exact() {
+            Some(len) if len <= SMALL => {
+                let read = tokio::time::timeout(patience, whole(body)).await;
+                let bytes = read.map_err(|_| Failure::BodyCut)??;
+                progress.bytes.store(bytes.len() as u64, Relaxed);
+                Self::Whole(bytes)
+            }
+            _ => Self::Streamed(Streamed {
+                body,
+                left: largest,
+                progress: Arc::clone(&progress),
+            }),
+        };
+        Ok((upload, progress))
+    }
+
+    /// The same once more, where that can be sent again.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
+            Self::Streamed(_) => None,
+        }
+    }
+}
+
+async fn whole(mut body: Incoming) -> Result<Bytes, Failure> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(|_| Failure::BodyCut)?.into_data() {
+            read.extend_from_slice(&data);
+        }
+    }
+    Ok(read.freeze())
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Streamed(streamed) => streamed.poll_data(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Streamed(streamed) => streamed.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Streamed(streamed) => streamed.body.size_hint(),
+        }
+    }
+}
+
+impl Streamed {
+    /// The next data. Trailers are left out: they could be headers that a request may not have.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+                return Poll::Ready(None);
+            };
+            let Ok(frame) = frame else {
+                return Poll::Ready(Some(Err(self.fail(CUT, Failure::BodyCut))));
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let len = data.len() as u64;
+            let Some(left) = self.left.checked_sub(len) else {
+                return Poll::Ready(Some(Err(self.fail(TOO_LARGE, Failure::BodyTooLarge))));
+            };
+            self.left = left;
+            self.progress.bytes.fetch_add(len, Relaxed);
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+    }
+
+    fn fail(&self, trouble: u8, failure: Failure) -> Failure {
+        self.progress.trouble.store(trouble, Relaxed);
+        failure
+    }
+}

@@ -1,0 +1,61 @@
+//! `--route VAR=ROUTE[/PATH]`: a base URL for a program that only knows URLs, and a key that opens nothing.
+
+use std::env;
+
+use keyhatch::blocking::Client;
+
+use crate::bridge::{self, environment};
+use crate::child::Variable;
+use crate::failure::Failure;
+
+/// What stands in for a key where an SDK wants one: the agent leaves it out and adds the real one.
+const PLACEHOLDER: &str = "not-a-key-keyhatch-adds-the-real-one";
+
+/// A variable and the route, with a path or without, that it leads to.
+pub struct Routed {
+    variable: String,
+    route: String,
+}
+
+pub fn wanted(all: &[String]) -> Result<Vec<Routed>, Failure> {
+    let read = |text: &String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._@+-/".contains(c);
+        match text.split_once('=') {
+            Some((variable, route))
+                if !variable.is_empty()
+                    && !route.starts_with('/')
+                    && !route.is_empty()
+                    && route.chars().all(plain) =>
+            {
+                Ok(Routed {
+                    variable: variable.to_owned(),
+                    route: route.trim_end_matches('/').to_owned(),
+                })
+            }
+            _ => Err(Failure::usage(format!(
+                "run: --route {text:?}: write VAR=ROUTE, or VAR=ROUTE/PATH, as OPENAI_BASE_URL=openai/v1"
+            ))),
+        }
+    };
+    all.iter().map(read).collect()
+}
+
+/// Starts a bridge where there are routes, and says where they are.
+pub fn variables(client: &Client, routed: &[Routed]) -> Result<Vec<Variable>, Failure> {
+    if routed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let url = bridge::beside(client)?;
+    let mut variables: Vec<Variable> = environment::unproxied(&url).collect();
+    for Routed { variable, route } in routed {
+        let base = format!("{}/use/{route}", *url);
+        variables.push(Variable::plain(variable, &base));
+        if let Some(service) = variable.strip_suffix("_BASE_URL") {
+            let key = format!("{service}_API_KEY");
+            if env::var_os(&key).is_none_or(|value| value.is_empty()) {
+                variables.push(Variable::plain(&key, PLACEHOLDER));
+            }
+        }
+    }
+    Ok(variables)
+}

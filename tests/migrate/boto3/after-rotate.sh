@@ -1,0 +1,1 @@
+keyhatch bridge -- python3 rotate.py

@@ -1,0 +1,3 @@
+import subprocess
+
+subprocess.run(["aws", "secretsmanager", "rotate-secret", "--secret-id", "MySecretId"], check=True)
