@@ -274,14 +274,18 @@ fn read(verifier: &mut Verifier, mut lines: Lines, newest: bool) {
     let tail = loop {
         let end = loop {
             match lines.next_line() {
-                Ok(Some(line)) => verifier.line(line),
+                Ok(Some(line)) => {
+                    verifier.line(line);
+                    looks = 0;
+                }
                 Ok(None) => break lines.tail(),
                 Err(why) => break Err(why),
             }
         };
         looks += 1;
         match end {
-            // What looks unfinished at the end of a log may be a record that is written just now.
+            // What looks unfinished at the end of a log may be a record that is written just now, or several:
+            // then the next look finds them whole.
             Ok(tail) if tail == Tail::Clean || !newest || looks == 5 => break tail,
             Ok(_) => std::thread::sleep(Duration::from_millis(2)),
             Err(why) => return verifier.unreadable(&why.to_string()),
