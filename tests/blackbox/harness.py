@@ -26,6 +26,19 @@ KEYHATCH = str(BIN / "keyhatch")
 ALICE, BOB, CAROL = 20001, 20002, 20003
 CANARY = "CANARY-7f3a9c51-value"
 
+ROOT_AND_ALICE = """
+[[bot]]
+name = "root"
+match = { uid = 0 }
+roles = ["reader"]
+[[bot]]
+name = "alice"
+match = { uid = 20001 }
+roles = ["reader"]
+[role.reader]
+grants = [{ secrets = ["app/**"] }]
+"""
+
 
 def eventually(check, seconds=10.0, pause=0.02):
     """Waits until `check()` is truthy and returns that; its last answer, or error, is told on failure."""

@@ -15,16 +15,16 @@ from harness import ALICE
 FIRST, VALUES, REFUSED, LIMITED, OTHER = range(5)
 
 
-class Load:
-    """Bots that ask the same over and over, each on one connection, in a process and so with a pid of its own.
-
-    What they were answered is counted in shared memory: it stands when the agent is killed under them.
+class Bots:
+    """Bots in processes of their own, each with its uid, that count in shared memory: it stands when an agent is killed
+    under them, and they end when it says so. A kind of bot says how many it counts, and what `bot` does.
     """
 
-    def __init__(self, agent, connections=8, uid=ALICE, path="/v1/secrets/app/key", most=None, reconnect=False):
-        self.socket, self.path, self.most, self.reconnect = str(agent.socket), path, most, reconnect
-        self.uids = [uid] * connections if isinstance(uid, int) else list(uid)
-        self.memory = mmap.mmap(-1, 8 * (5 * len(self.uids) + 1))
+    COUNTS = 0
+
+    def __init__(self, agent, uids):
+        self.socket, self.uids = str(agent.socket), list(uids)
+        self.memory = mmap.mmap(-1, 8 * (self.COUNTS * len(self.uids) + 1))
         self.cells = memoryview(self.memory).cast("Q")
         self.pids = []
 
@@ -36,7 +36,7 @@ class Load:
                     os.setgroups([])
                     os.setresgid(uid, uid, uid)
                     os.setresuid(uid, uid, uid)
-                    self.bot(self.cells[5 * at : 5 * at + 5])
+                    self.bot(uid, self.cells[self.COUNTS * at : self.COUNTS * (at + 1)])
                 finally:
                     os._exit(0)
             self.pids.append(pid)
@@ -51,6 +51,28 @@ class Load:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.005)
 
+    def ends(self):
+        return bool(self.cells[-1])
+
+    def each(self, what):
+        return [self.cells[self.COUNTS * at + what] for at in range(len(self.uids))]
+
+    def count(self, what):
+        return sum(self.each(what))
+
+
+class Load(Bots):
+    """Bots that ask the same over and over, each on one connection, in a process and so with a pid of its own.
+
+    What they were answered is counted in shared memory: it stands when the agent is killed under them.
+    """
+
+    COUNTS = 5
+
+    def __init__(self, agent, connections=8, uid=ALICE, path="/v1/secrets/app/key", most=None, reconnect=False):
+        super().__init__(agent, [uid] * connections if isinstance(uid, int) else uid)
+        self.path, self.most, self.reconnect = path, most, reconnect
+
     def wait(self):
         """Waits until every bot has asked `most` times."""
         for pid in self.pids:
@@ -58,7 +80,7 @@ class Load:
         self.pids, done = [], self.pids
         return done
 
-    def bot(self, counts):
+    def bot(self, _, counts):
         while self.going(counts):
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -74,7 +96,7 @@ class Load:
                 connection.close()
 
     def going(self, counts):
-        return not self.cells[-1] and (self.most is None or counts[FIRST] < self.most)
+        return not self.ends() and (self.most is None or counts[FIRST] < self.most)
 
     def ask(self, connection, counts):
         connection.sendall(f"GET {self.path} HTTP/1.1\r\nHost: keyhatch\r\n\r\n".encode())
@@ -97,13 +119,8 @@ class Load:
         if status == b"503":
             time.sleep(0.001)
 
-    def count(self, what):
-        return sum(self.cells[5 * at + what] for at in range(len(self.uids)))
-
     def by_pid(self, what, pids=None):
-        return collections.Counter(
-            {pid: self.cells[5 * at + what] for at, pid in enumerate(pids or self.pids)}
-        )
+        return collections.Counter(dict(zip(pids or self.pids, self.each(what))))
 
 
 def read_many(agent, number, uid=ALICE, **kwargs):

@@ -14,20 +14,7 @@ import time
 import pytest
 
 from activation import Activated, listening
-from harness import ALICE, BOB, CANARY, KEYHATCH, KEYHATCHD, Agent, UnixHTTP, eventually
-
-POLICY = """
-[[bot]]
-name = "root"
-match = { uid = 0 }
-roles = ["reader"]
-[[bot]]
-name = "alice"
-match = { uid = 20001 }
-roles = ["reader"]
-[role.reader]
-grants = [{ secrets = ["app/**"] }]
-"""
+from harness import ALICE, BOB, CANARY, KEYHATCH, KEYHATCHD, ROOT_AND_ALICE, Agent, UnixHTTP, eventually
 
 
 def refused(agent, **kwargs):
@@ -42,7 +29,7 @@ def refused(agent, **kwargs):
 
 
 def test_sockets_of_the_manager_are_served_and_left_to_it():
-    with Activated(POLICY, user=BOB) as agent:
+    with Activated(ROOT_AND_ALICE, user=BOB) as agent:
         inodes = {path: os.stat(path).st_ino for path in (agent.socket, agent.admin_socket)}
         # READY=1 means that the first one to ask is answered.
         assert agent.read("app/key", ALICE).json()["value"] == CANARY
@@ -68,7 +55,7 @@ def test_sockets_of_the_manager_are_served_and_left_to_it():
 
 
 def test_only_the_bots_socket_may_be_handed_over_and_a_metrics_socket_too():
-    with Activated(POLICY, sockets=("bots", "metrics")) as agent:
+    with Activated(ROOT_AND_ALICE, sockets=("bots", "metrics")) as agent:
         assert agent.status()["ready"] and agent.read("app/key").status == 200
         text = UnixHTTP(agent.dir / "run" / "metrics").get("/metrics").body.decode()
         assert "keyhatch_" in text
@@ -90,7 +77,7 @@ def test_only_the_bots_socket_may_be_handed_over_and_a_metrics_socket_too():
     ],
 )
 def test_what_cannot_be_served_is_refused_and_said(names, kind, told):
-    with Activated(POLICY, sockets=(), start=False) as agent:
+    with Activated(ROOT_AND_ALICE, sockets=(), start=False) as agent:
         agent.sockets = [(name, listening(agent.dir / f"s{at}", **kind)) for at, name in enumerate(names)]
         code, text = refused(agent)
         assert code == 78 and told in text, text
@@ -98,7 +85,7 @@ def test_what_cannot_be_served_is_refused_and_said(names, kind, told):
 
 
 def test_variables_for_another_process_are_left_alone_and_a_live_socket_is_never_stolen():
-    with Activated(POLICY, start=False) as agent:
+    with Activated(ROOT_AND_ALICE, start=False) as agent:
         code, text = refused(agent, pid=1)
         assert code == 1 and "another process listens there" in text
         # The one who owns it still can hand it over.
@@ -108,7 +95,7 @@ def test_variables_for_another_process_are_left_alone_and_a_live_socket_is_never
 
 @pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed")
 def test_systemds_own_activator():
-    with Agent(POLICY, start=False) as agent:
+    with Agent(ROOT_AND_ALICE, start=False) as agent:
         agent.process = subprocess.Popen(
             ["systemd-socket-activate", "-l", agent.socket, "-l", agent.admin_socket, "--fdname=bots:admin",
              KEYHATCHD, "run", "--config", agent.config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -122,7 +109,7 @@ def test_systemds_own_activator():
 
 
 def test_the_manager_is_told_what_happens_in_its_order():
-    with Activated(POLICY, start=False, watchdog=1) as agent:
+    with Activated(ROOT_AND_ALICE, start=False, watchdog=1) as agent:
         agent.start(ready=False)
         agent.await_told("STATUS=Serving: 1 secrets of 1 sources for 2 bots")
         assert "READY=1" in agent.told
@@ -153,7 +140,7 @@ PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH, WALL = 0x4206, 0x4207, 17, 0x4000
 def test_the_watchdog_hears_of_the_loop_that_serves_and_of_no_other_thread():
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    with Activated(POLICY, watchdog=0.2) as agent:
+    with Activated(ROOT_AND_ALICE, watchdog=0.2) as agent:
         for _ in range(3):
             agent.await_told("WATCHDOG=1")
         # The main thread alone is stopped; the thread that rings goes on, and nobody answers it.
@@ -176,7 +163,7 @@ def test_the_watchdog_hears_of_the_loop_that_serves_and_of_no_other_thread():
 
 
 def test_a_drain_finishes_what_is_under_way_and_leaves_new_ones_to_the_next():
-    with Activated(POLICY) as agent:
+    with Activated(ROOT_AND_ALICE) as agent:
         body = json.dumps({"names": ["app/key"]}).encode()
         slow = agent.connect()
         slow.putrequest("POST", "/v1/batch")
@@ -204,7 +191,7 @@ def test_a_drain_finishes_what_is_under_way_and_leaves_new_ones_to_the_next():
 
 
 def test_a_drain_ends_although_a_peer_never_reads_its_answer():
-    with Activated(POLICY, secrets={"app/large": "x" * 65_536}) as agent:
+    with Activated(ROOT_AND_ALICE, secrets={"app/large": "x" * 65_536}) as agent:
         bot = agent.connect()
         bot.connect()
         bot.sock.sendall(b"GET /v1/secrets/app/large HTTP/1.1\r\nHost: x\r\n\r\n" * 12)
@@ -214,7 +201,7 @@ def test_a_drain_ends_although_a_peer_never_reads_its_answer():
 
 
 def test_an_operators_request_is_answered_before_the_end():
-    with Activated(POLICY) as agent:
+    with Activated(ROOT_AND_ALICE) as agent:
         ops = UnixHTTP(agent.admin_socket)
         ops.putrequest("POST", "/v1/store/put?name=app/late")
         ops.putheader("Content-Length", "5")

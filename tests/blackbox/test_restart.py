@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import mmap
 import os
 import random
 import re
@@ -15,7 +14,7 @@ import pytest
 
 from activation import Activated, Supervisor
 from harness import ALICE, BOB, CANARY, CAROL, Agent, UnixHTTP, eventually
-from load import OTHER, Load, Tmpfs, raw_records, reads
+from load import OTHER, Bots, Load, Tmpfs, raw_records, reads
 
 BOTS = [ALICE, BOB, CAROL, 20004]
 KEEPER = 20005
@@ -36,41 +35,22 @@ def many_secrets(agent, number=SECRETS):
 READS, FAILED, AGAIN, LONGEST = range(4)
 
 
-class Readers:
+class Readers(Bots):
     """Bots that read 500 times a second in all, each on a new connection, and one that keeps its own.
 
     All try once more where a connection breaks off.
     """
 
+    COUNTS = 4
+
     def __init__(self, agent, values):
-        self.socket, self.values = str(agent.socket), sorted(values.items())
-        self.uids = [*BOTS, KEEPER]
-        self.memory = mmap.mmap(-1, 8 * (4 * len(self.uids) + 1))
-        self.cells = memoryview(self.memory).cast("Q")
-        self.pids = []
+        super().__init__(agent, [*BOTS, KEEPER])
+        self.values = sorted(values.items())
 
-    def __enter__(self):
-        for at, uid in enumerate(self.uids):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    os.setgroups([])
-                    os.setresgid(uid, uid, uid)
-                    os.setresuid(uid, uid, uid)
-                    self.bot(uid, self.cells[4 * at : 4 * at + 4], random.Random(uid))
-                finally:
-                    os._exit(0)
-            self.pids.append(pid)
-        return self
-
-    def __exit__(self, *_):
-        self.cells[-1] = 1
-        for pid in self.pids:
-            os.waitpid(pid, 0)
-
-    def bot(self, uid, cells, dice):
+    def bot(self, uid, cells):
+        dice = random.Random(uid)
         connection = UnixHTTP(self.socket)
-        while not self.cells[-1]:
+        while not self.ends():
             name, value = dice.choice(self.values)
             begin = time.monotonic()
             for attempt in range(2):
@@ -88,17 +68,11 @@ class Readers:
             cells[LONGEST] = max(cells[LONGEST], int(took * 1e6))
             time.sleep(max(0, len(BOTS) / 500 - took))
 
-    def sum(self, what):
-        return sum(self.each(what))
-
-    def each(self, what):
-        return [self.cells[4 * at + what] for at in range(len(self.uids))]
-
     def longest(self):
         """In milliseconds, since the last time."""
         longest = max(self.each(LONGEST)) / 1e3
         for at in range(len(self.uids)):
-            self.cells[4 * at + LONGEST] = 0
+            self.cells[self.COUNTS * at + LONGEST] = 0
         return longest
 
 
@@ -117,12 +91,12 @@ def test_restarts_and_kills_fail_no_read_and_leave_the_record_whole():
                     stalls.append(bots.longest())
                 print(f"{how.name}: {times} times; longest stall {max(stalls):.0f} ms, median {sorted(stalls)[times // 2]:.0f} ms; "
                       f"second tries {bots.each(AGAIN)}")
-                assert bots.sum(FAILED) == 0
+                assert bots.count(FAILED) == 0
                 # In order, who comes on a new connection does not even have to try again.
                 assert how == signal.SIGKILL or bots.each(AGAIN)[:-1] == [0] * len(BOTS)
         stop, start = (sorted(x * 1e3 for x in times)[len(times) // 2] for times in zip(*supervisor.took))
-        print(f"{bots.sum(READS)} reads; median to the end {stop:.0f} ms, to READY {start:.0f} ms")
-        assert bots.sum(FAILED) == 0
+        print(f"{bots.count(READS)} reads; median to the end {stop:.0f} ms, to READY {start:.0f} ms")
+        assert bots.count(FAILED) == 0
         agent.stop()
         agent.verify()
         records = raw_records(agent.audit_dir)
@@ -130,7 +104,7 @@ def test_restarts_and_kills_fail_no_read_and_leave_the_record_whole():
         assert [r["event"] for r in records].count("agent.started") == 31
         granted = reads(records, "allow")
         # Each that was answered stands; one whose answer was lost with its connection was asked again.
-        assert bots.sum(READS) <= sum(granted[pid] for pid in bots.pids) <= bots.sum(READS) + bots.sum(AGAIN)
+        assert bots.count(READS) <= sum(granted[pid] for pid in bots.pids) <= bots.count(READS) + bots.count(AGAIN)
 
 
 def test_keep_alive_clients_are_told_to_come_back_on_a_new_connection():

@@ -14,19 +14,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from harness import ALICE, BOB, CANARY, KEYHATCH, ROOT, Agent, UnixHTTP, eventually
+from harness import ALICE, BOB, CANARY, KEYHATCH, ROOT, ROOT_AND_ALICE, Agent, UnixHTTP, eventually
 
-POLICY = """
-[[bot]]
-name = "root"
-match = { uid = 0 }
-roles = ["reader", "rotator"]
-[[bot]]
-name = "alice"
-match = { uid = 20001 }
-roles = ["reader"]
-[role.reader]
-grants = [{ secrets = ["app/**"] }]
+POLICY = ROOT_AND_ALICE.replace('["reader"]', '["reader", "rotator"]', 1) + """
 [role.rotator]
 grants = [{ secrets = ["app/**"], actions = ["rotate"] }]
 """

@@ -6,26 +6,14 @@ import socket
 
 import pytest
 
-from harness import ALICE, BOB, CANARY, Agent, eventually
+from harness import ALICE, BOB, CANARY, ROOT_AND_ALICE, Agent, eventually
 
-POLICY = """
-[[bot]]
-name = "root"
-match = { uid = 0 }
-roles = ["reader"]
-[[bot]]
-name = "alice"
-match = { uid = 20001 }
-roles = ["reader"]
-[role.reader]
-grants = [{ secrets = ["app/**"] }]
-"""
 LARGE = 65_536
 
 
 @pytest.fixture
 def agent():
-    with Agent(policy=POLICY) as agent:
+    with Agent(policy=ROOT_AND_ALICE) as agent:
         yield agent
 
 
@@ -194,7 +182,7 @@ def test_a_long_poll_wakes_for_a_change_of_the_files_too(agent):
 
 def test_a_long_poll_of_a_bot_whose_grant_is_revoked_meanwhile_gets_403(agent):
     poll = Poll(agent, "app/key", version_of(agent, "app/key"))
-    agent.write_policy(POLICY.replace("app/**", "elsewhere/**"))
+    agent.write_policy(ROOT_AND_ALICE.replace("app/**", "elsewhere/**"))
     agent.ops("reload")
     assert poll.answer().status == 403 and json.loads(poll.body)["code"] == "denied"
 
@@ -281,11 +269,11 @@ def test_a_watch_resumes_by_last_event_id_over_a_restart_and_tells_what_was_miss
 def test_a_watch_ends_with_a_reason_when_it_may_no_longer_be(agent):
     watch = Watch(agent, "app/key")
     watch.event()
-    agent.write_policy(POLICY.replace("app/**", "elsewhere/**"))
+    agent.write_policy(ROOT_AND_ALICE.replace("app/**", "elsewhere/**"))
     agent.ops("reload")
     assert watch.event() == ("closed", {"reason": "denied"})
     assert watch.event() is None
-    agent.write_policy(POLICY)
+    agent.write_policy(ROOT_AND_ALICE)
     agent.ops("reload")
     sealed = Watch(agent, "app/key")
     sealed.event()
@@ -323,7 +311,7 @@ def test_1000_watchers_are_all_told(agent):
 @pytest.fixture(scope="module")
 def never_read():
     """An agent with a watcher and a reader that never read, begun early: their bound is 30 seconds."""
-    with Agent(policy=POLICY, secrets={"app/large": "x" * LARGE}) as agent:
+    with Agent(policy=ROOT_AND_ALICE, secrets={"app/large": "x" * LARGE}) as agent:
         names = [f"app/{'n' * 110}{n}" for n in range(100)]
         rotate = lambda turn: agent.ops(
             "store", "import", "--from", "json", stdin=json.dumps({name: str(turn) for name in names}).encode()

@@ -16,25 +16,12 @@ from http.client import HTTPException
 
 import pytest
 
-from harness import ALICE, CANARY, KEYHATCHD, Agent, UnixHTTP, eventually
-
-POLICY = """
-[[bot]]
-name = "root"
-match = { uid = 0 }
-roles = ["reader"]
-[[bot]]
-name = "alice"
-match = { uid = 20001 }
-roles = ["reader"]
-[role.reader]
-grants = [{ secrets = ["app/**"] }]
-"""
+from harness import ALICE, CANARY, KEYHATCHD, ROOT_AND_ALICE, Agent, UnixHTTP, eventually
 
 
 @pytest.fixture
 def agent():
-    with Agent(policy=POLICY) as agent:
+    with Agent(policy=ROOT_AND_ALICE) as agent:
         yield agent
 
 
@@ -84,7 +71,7 @@ def assert_good(agent):
 
 def test_kill_9_at_random_instants_of_500_puts_loses_nothing_acknowledged():
     dice = random.Random(7)
-    with Agent(policy=POLICY, secrets={"app/key": CANARY}) as agent:
+    with Agent(policy=ROOT_AND_ALICE, secrets={"app/key": CANARY}) as agent:
         began = time.monotonic()
         for turn in range(10):
             agent.put_file("app/n0", str(turn))
@@ -341,7 +328,7 @@ def tighten(path):
 @pytest.mark.parametrize("case", LOOSE)
 def test_loose_files_are_refused_at_start_by_name(case):
     name, how, why = LOOSE[case]
-    with Agent(policy=POLICY, start=False) as agent:
+    with Agent(policy=ROOT_AND_ALICE, start=False) as agent:
         loosen(agent.dir / name, **how)
         agent.start(ready=False)
         assert agent.process.wait(timeout=10) == 78
@@ -503,7 +490,7 @@ def test_names_are_checked_by_the_one_parser_both_ways(agent):
 
 
 def test_an_ordinary_user_runs_the_daemon_and_a_store_that_does_not_fit_is_refused_with_both_numbers():
-    with Agent(policy=POLICY, user=ALICE) as agent:
+    with Agent(policy=ROOT_AND_ALICE, user=ALICE) as agent:
         status = agent.status()["secret_memory"]
         limit = 8 << 20
         if status["size"] > limit:

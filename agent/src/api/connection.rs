@@ -212,11 +212,7 @@ impl Connection {
         let granted = reason == Reason::Granted;
         let nearest = with_nearest(bound, reason, None);
         let entry = Entry {
-            decision: if granted {
-                Verdict::Allow
-            } else {
-                Verdict::Deny
-            },
+            decision: Verdict::of(granted),
             reason: Some(reason.as_str()),
             secret: Some(prefix),
             who: Some(&bound.who),
@@ -291,11 +287,7 @@ impl Connection {
         let extra = with_nearest(bound, decision.reason(), wish.extra);
         let entry = Entry {
             event: wish.event,
-            decision: if allowed {
-                Verdict::Allow
-            } else {
-                Verdict::Deny
-            },
+            decision: Verdict::of(allowed),
             reason: Some(decision.reason().as_str()),
             rule: decision.rule().map(|rule| &**rule),
             secret: Some(wish.name.as_str()),

@@ -227,6 +227,12 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// That of a decision.
+    #[must_use]
+    pub fn of(allowed: bool) -> Self {
+        if allowed { Self::Allow } else { Self::Deny }
+    }
+
     /// `allow`, `deny` or `info`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -255,11 +255,7 @@ impl Facts<'_> {
         let members = extra(&members);
         let members = with_nearest(self.bound, decision.reason(), Some(&members));
         let entry = audit::Entry {
-            decision: if allowed {
-                Verdict::Allow
-            } else {
-                Verdict::Deny
-            },
+            decision: Verdict::of(allowed),
             reason: Some(decision.reason().as_str()),
             rule: decision.rule().map(|rule| &**rule),
             secret: self.secret.as_ref().map(Name::as_str),
