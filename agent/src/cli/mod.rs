@@ -14,6 +14,7 @@ mod run;
 mod status;
 mod store;
 mod store_files;
+mod store_options;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -62,7 +63,7 @@ enum Verb {
     #[command(after_help = "Example: keyhatchd explain --secret openai/api-key --bot support-bot")]
     Explain(explain::Args),
     /// Work on the encrypted store
-    Store(store::Args),
+    Store(store_options::Args),
     /// Read the audit log
     Audit(audit::Args),
     /// Show how the running daemon is

@@ -1,18 +1,17 @@
 //! `keyhatchd store`: the encrypted store, over the admin socket or on the files.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use clap::{Subcommand, ValueEnum};
 use hyper::Method;
 use keyhatch_protocol::{MAX_VALUE, Name};
 use serde_json::{Value as Json, json};
 use zeroize::Zeroizing;
 
-use super::admin::{Target, finish};
+use super::admin::finish;
+use super::store_options::{Args, At, From, Import, KeyVerb, Verb};
 use super::{exit, fail, store_files};
 use crate::config::KeySource;
 use crate::files::Trust;
@@ -23,182 +22,6 @@ use crate::sys::terminal;
 
 /// The largest file that is imported.
 const LARGEST_IMPORT: u64 = 64 << 20;
-
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Make an empty store, and its key where it does not exist
-    #[command(after_help = "Example: keyhatchd store init --store ./store --key file:./store.key")]
-    Init(Init),
-    /// Set a secret to what standard input holds
-    #[command(after_help = "Example: printf %s \"$VALUE\" | keyhatchd store put openai/api-key")]
-    Put(Put),
-    /// Print a secret's value; only with --store and --key
-    #[command(
-        after_help = "Example: keyhatchd store get openai/api-key --store ./store --key file:./store.key"
-    )]
-    Get(Named),
-    /// List names, versions and sizes
-    #[command(after_help = "Example: keyhatchd store list")]
-    List(Plain),
-    /// Remove a secret with its previous version
-    #[command(after_help = "Example: keyhatchd store rm openai/old-key")]
-    Rm(Named),
-    /// Set many secrets from a .env file, a JSON object or a Fernet token, all or nothing
-    #[command(after_help = "Example: keyhatchd store import --from dotenv --prefix bot/ < .env")]
-    Import(Import),
-    /// Set a secret to a new random value
-    #[command(after_help = "Example: keyhatchd store generate app/session-key --length 40")]
-    Generate(Generate),
-    /// Make a new data key and encrypt all anew
-    #[command(after_help = "Example: keyhatchd store rekey --keep-key file:/mnt/usb/recovery.key")]
-    Rekey(Rekey),
-    /// Check that the store opens whole
-    #[command(after_help = "Example: keyhatchd store verify")]
-    Verify(Plain),
-    /// Accept an older copy that was put back on purpose
-    #[command(after_help = "Example: keyhatchd store accept-older")]
-    AcceptOlder(Plain),
-    /// The keys that open the store
-    #[command(subcommand)]
-    Key(KeyVerb),
-}
-
-#[derive(Subcommand)]
-enum KeyVerb {
-    /// Let another key open the store too
-    #[command(after_help = "Example: keyhatchd store key add recovery file:./recovery.key")]
-    Add(KeyAdd),
-    /// List the keys by label
-    #[command(after_help = "Example: keyhatchd store key list")]
-    List(Plain),
-    /// Take a key off the store
-    #[command(after_help = "Example: keyhatchd store key rm recovery")]
-    Rm(KeyRm),
-}
-
-/// Which store: the daemon's, or one by its files.
-#[derive(clap::Args)]
-pub struct At {
-    /// The source whose store is meant, where there are several
-    #[arg(long, value_name = "NAME", conflicts_with = "store")]
-    source: Option<String>,
-    /// Work on the files of this folder instead of asking the daemon
-    #[arg(long, value_name = "DIR", requires = "key")]
-    pub store: Option<PathBuf>,
-    /// The key of --store: <file:PATH> or credential:NAME
-    #[arg(long, value_name = "KEY", requires = "store")]
-    pub key: Option<KeySource>,
-    #[command(flatten)]
-    target: Target,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(clap::Args)]
-struct Init {
-    /// The folder to make
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
-    /// The key: <file:PATH>, made where it does not exist, or credential:NAME
-    #[arg(long, value_name = "KEY")]
-    key: KeySource,
-}
-
-#[derive(clap::Args)]
-struct Plain {
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct Named {
-    name: Name,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct Put {
-    name: Name,
-    /// Drop one newline at the end of the value
-    #[arg(long)]
-    trim: bool,
-    /// Keep no previous version: for a value that has leaked
-    #[arg(long)]
-    revoke_previous: bool,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct Generate {
-    name: Name,
-    /// How many letters and digits
-    #[arg(long, default_value_t = 40)]
-    length: usize,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum From {
-    Dotenv,
-    Json,
-    Fernet,
-}
-
-#[derive(clap::Args)]
-struct Import {
-    /// The file; standard input where none is given
-    file: Option<PathBuf>,
-    /// How it is written
-    #[arg(long)]
-    from: From,
-    /// Goes in front of each name
-    #[arg(long, value_name = "P", default_value = "")]
-    prefix: String,
-    /// Say what would change, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// The key of a Fernet token
-    #[arg(long, value_name = "FILE", required_if_eq("from", "fernet"))]
-    fernet_key: Option<PathBuf>,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct Rekey {
-    /// Another key of the store, to keep it; once for each
-    #[arg(long, value_name = "KEY")]
-    keep_key: Vec<KeySource>,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct KeyAdd {
-    label: String,
-    /// The key to add: <file:PATH>, made where it does not exist, or credential:NAME
-    #[arg(value_name = "NEW_KEY")]
-    new_key: KeySource,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(clap::Args)]
-struct KeyRm {
-    label: String,
-    #[command(flatten)]
-    at: At,
-}
 
 /// What a verb asks of a store, wherever it is.
 pub enum Asked {
