@@ -156,12 +156,14 @@ def told(machine, unit):
 
 def records(machine, **fields):
     """What Keyhatch has told journald of its credentials socket and of the bots', the last last."""
+    status = lambda: json.loads(machine.run("/opt/keyhatch/keyhatchd", "status", "--json").stdout)
+    eventually(lambda: status()["audit"]["journald_behind"] == 0)
     match = [f"KEYHATCH_{name.upper()}={value}" for name, value in fields.items()]
     return machine.journal("-u", "keyhatch", "KEYHATCH_EVENT=secret.read", *match)
 
 
 def last(machine, **fields):
-    return eventually(lambda: records(machine, **fields))[-1]
+    return records(machine, **fields)[-1]
 
 
 def start_refused(machine, unit):

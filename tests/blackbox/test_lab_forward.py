@@ -7,10 +7,22 @@ import pytest
 import lab
 from harness import BIN, CANARY, eventually
 from lab import RELEASES, Machine
-from test_lab_restart import CONFIG
 
 WHY_NOT = lab.why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
+CONFIG = """
+[[source]]
+name = "local"
+kind = "file"
+key = "file:/var/lib/keyhatch/store.key"
+
+[[bot]]
+name = "bot"
+match = { user = "bot" }
+roles = ["reader"]
+[role.reader]
+grants = [{ secrets = ["app/**"] }]
+"""
 FILES = "--store /var/lib/keyhatch/store --key file:/var/lib/keyhatch/store.key"
 SERVICE = """
 [Service]
@@ -33,7 +45,7 @@ def machine(request):
     with Machine(request.param, nspawn=[f"--bind-ro={BIN}:/opt/keyhatch"]) as machine:
         for user in ("keyhatch", "bot"):
             machine.run("useradd", "--create-home", "--shell", "/bin/sh", user)
-        machine.write("/etc/keyhatch/keyhatch.toml", CONFIG.replace(', unit = "bot@*.service"', ""))
+        machine.write("/etc/keyhatch/keyhatch.toml", CONFIG)
         machine.sh("install -d -m 0700 -o keyhatch /var/lib/keyhatch")
         machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store init {FILES}")
         machine.sh(f"runuser -u keyhatch -- /opt/keyhatch/keyhatchd store put app/key {FILES}", stdin=CANARY)
