@@ -161,6 +161,24 @@ def test_a_sealed_agent_comes_up_sealed_and_loads_nothing(how):
         assert done == ["admin.sealed", "agent.sealed", "admin.unsealed", "agent.unsealed"]
 
 
+def test_who_seals_or_unseals_and_does_not_wait_has_it_done_whole():
+    """Ctrl-C, a lost login: the values are wiped and the mark, the records and what serves follow all the same."""
+
+    def press(verb):
+        ops = UnixHTTP(agent.admin_socket)
+        ops.putrequest("POST", f"/v1/{verb}")
+        ops.endheaders()
+        ops.close()
+
+    with Agent(policy=POLICY, secrets={"app/key": CANARY}) as agent:
+        press("seal")
+        assert eventually(lambda: agent.records(event="agent.sealed"))
+        assert agent.status()["secret_memory"]["used"] == 0 and (agent.state / "sealed").exists()
+        press("unseal")
+        assert eventually(lambda: agent.records(event="agent.unsealed"))
+        assert agent.read("app/key").json()["value"] == CANARY and not (agent.state / "sealed").exists()
+
+
 def test_where_the_mark_cannot_be_kept_it_is_sealed_all_the_same_and_said():
     with Agent(POLICY) as agent:
         for command in (["--bind", agent.state, agent.state], ["-o", "remount,bind,ro", agent.state]):
