@@ -218,6 +218,20 @@ def test_the_exec_socket_starts_a_unit_for_the_daemon_alone(machine):
     eventually(lambda: machine.systemctl("list-units", "--all", "--plain", "--no-legend", "keyhatch-exec@*").stdout == "")
 
 
+def test_a_lost_key_is_missed_and_not_replaced_by_one_that_opens_nothing(machine):
+    key = "/etc/credstore.encrypted/keyhatch.key"
+    machine.run("mv", key, "/root/lost.key")
+    try:
+        machine.systemctl("restart", "keyhatch.service")
+        assert machine.run("test", "-e", key, check=False).returncode == 1
+        (source,) = status(machine)["sources"]
+        assert source["state"] != "ok" and "keyhatch.key" in source["trouble"] and reads(machine, 5) == {503: 5}
+    finally:
+        machine.run("mv", "/root/lost.key", key)
+        machine.systemctl("restart", "keyhatch.service")
+    assert reads(machine, 5) == {200: 5}
+
+
 def test_nothing_is_lost_while_journald_is_stopped_or_flooded(machine):
     first = last_number(machine) + 1
     journald = ["systemd-journald-dev-log.socket", "systemd-journald.socket", "systemd-journald.service"]
