@@ -8,14 +8,17 @@ mod address;
 mod connect;
 mod credential;
 mod download;
+mod escapes;
 mod exchange;
 mod failure;
 mod forms;
+mod frames;
 mod headers;
 mod insert;
 mod mask;
 mod path;
 mod pool;
+mod tunnel;
 mod upload;
 mod usage;
 
@@ -26,10 +29,11 @@ use std::sync::{Arc, OnceLock};
 use tokio_rustls::TlsConnector;
 
 pub use credential::{Credential, Granted};
-pub use download::{Download, Summary};
+pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
+pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};
 
