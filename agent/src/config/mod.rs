@@ -5,6 +5,7 @@
 
 mod agent;
 mod audit;
+mod bounds;
 mod detect;
 mod document;
 mod dropin;
@@ -27,11 +28,12 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use bounds::{Condition, Cost, RouteLimits, Spend};
 pub use detect::{Detect, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Inject, Part, Template};
 pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
-pub use route::{Route, RouteLimits};
+pub use route::Route;
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};

@@ -5,6 +5,8 @@
 //! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
+mod approvals;
+mod conditions;
 mod connect;
 mod credential;
 mod download;
@@ -18,6 +20,7 @@ mod insert;
 mod mask;
 mod path;
 mod pool;
+mod tally;
 mod tunnel;
 mod upload;
 mod usage;
@@ -26,8 +29,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use hyper::HeaderMap;
 use tokio_rustls::TlsConnector;
 
+pub use approvals::{Approvals, ToApprove};
+pub use conditions::Unmet;
 pub use credential::{Credential, Granted};
 pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
@@ -45,6 +51,9 @@ use usage::Usage;
 
 /// A file of authorities larger than this is none.
 const LARGEST_CA: u64 = 1 << 20;
+
+/// How much of a body is read before it leaves, where it is looked at.
+const LARGEST_READ: u64 = 4 << 20;
 
 /// One upstream, as it is called.
 pub struct Route {
@@ -67,6 +76,7 @@ enum Tls {
 pub struct Routes {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     system: Arc<OnceLock<TlsConnector>>,
+    approvals: Arc<Approvals>,
 }
 
 impl Routes {
@@ -79,6 +89,7 @@ impl Routes {
         let mut routes = Self {
             by_name: HashMap::new(),
             system: Arc::clone(&before.system),
+            approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
             let same = before.get(&config.name).filter(|old| {
@@ -107,6 +118,12 @@ impl Routes {
         self.by_name.get(name)
     }
 
+    /// Calls that wait for an operator; a reload leaves them waiting.
+    #[must_use]
+    pub fn approvals(&self) -> &Arc<Approvals> {
+        &self.approvals
+    }
+
     /// All of them, by name.
     #[must_use]
     pub fn all(&self) -> Vec<&Arc<Route>> {
@@ -131,7 +148,7 @@ impl Route {
             config: config.clone(),
             tls,
             pool: Arc::default(),
-            usage: Arc::new(Usage::new(config.limits)),
+            usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }
 
@@ -165,6 +182,34 @@ impl Route {
     #[must_use]
     pub fn largest_body(&self) -> Option<u64> {
         self.config.limits.body
+    }
+
+    /// Whether bodies have conditions to meet.
+    #[must_use]
+    pub fn looks_at_bodies(&self) -> bool {
+        !self.config.require.is_empty()
+    }
+
+    /// How large a body may be that has conditions to meet: it is read whole before it leaves.
+    #[must_use]
+    pub fn largest_looked_at(&self) -> u64 {
+        self.largest_body()
+            .map_or(LARGEST_READ, |most| most.min(LARGEST_READ))
+    }
+
+    /// Whether a body says what it has to.
+    ///
+    /// # Errors
+    /// What it does not say.
+    pub fn check_body(&self, headers: &HeaderMap, body: Option<&[u8]>) -> Result<(), Unmet> {
+        conditions::check(&self.config.require, headers, body.unwrap_or_default())
+    }
+
+    /// Whether a call waits for an operator.
+    #[must_use]
+    pub fn asks_operator(&self, method: &str, path: &str) -> bool {
+        let mut calls = self.config.approve.iter();
+        calls.any(|call| call.matches(method, path))
     }
 
     fn tls(&self) -> Result<&TlsConnector, Failure> {

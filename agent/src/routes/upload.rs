@@ -73,24 +73,57 @@ impl Upload {
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
-        let progress = Arc::new(Progress::default());
+        if body
+            .size_hint()
+            .exact()
+            .is_some_and(|len| len <= SMALL.min(largest))
+        {
+            return Self::read(body, SMALL, patience).await;
+        }
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
         }
-        let upload = match body.size_hint().exact() {
-            Some(len) if len <= SMALL => {
-                let read = tokio::time::timeout(patience, whole(body)).await;
-                let bytes = read.map_err(|_| Failure::BodyCut)??;
-                progress.bytes.store(bytes.len() as u64, Relaxed);
-                Self::Whole(bytes)
-            }
-            _ => Self::Streamed(Streamed {
-                body,
-                left: largest,
-                progress: Arc::clone(&progress),
-            }),
+        let progress = Arc::new(Progress::default());
+        let streamed = Streamed {
+            body,
+            left: largest,
+            progress: Arc::clone(&progress),
         };
-        Ok((upload, progress))
+        Ok((Self::Streamed(streamed), progress))
+    }
+
+    /// Takes a body of at most `largest` bytes and waits for all of it.
+    ///
+    /// # Errors
+    /// Where it is larger, or does not come.
+    pub async fn read(
+        body: Incoming,
+        largest: u64,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        if body.size_hint().lower() > largest {
+            return Err(Failure::BodyTooLarge);
+        }
+        let read = tokio::time::timeout(patience, whole(body, largest)).await;
+        let bytes = read.map_err(|_| Failure::BodyCut)??;
+        let progress = Arc::new(Progress::default());
+        progress.add(bytes.len() as u64);
+        Ok((Self::Whole(bytes), progress))
+    }
+
+    /// All of it, where it is here.
+    #[must_use]
+    pub fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Streamed(_) => None,
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.whole().is_some_and(<[u8]>::is_empty)
     }
 
     /// The same once more, where that can be sent again.
@@ -103,10 +136,13 @@ impl Upload {
     }
 }
 
-async fn whole(mut body: Incoming) -> Result<Bytes, Failure> {
+async fn whole(mut body: Incoming, largest: u64) -> Result<Bytes, Failure> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|_| Failure::BodyCut)?.into_data() {
+            if read.len() as u64 + data.len() as u64 > largest {
+                return Err(Failure::BodyTooLarge);
+            }
             read.extend_from_slice(&data);
         }
     }
