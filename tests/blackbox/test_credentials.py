@@ -14,8 +14,8 @@ import pytest
 
 from bots import Bot, cgroups
 from harness import ALICE, CANARY, Agent, eventually
+from peers import granted, stopped
 from test_audit import failing_disk
-from test_identity import granted, stopped
 
 UNIT, OTHER, SHELL = "/system.slice/kh-test.service", "/system.slice/kh-other.service", "/user.slice/kh-shell.scope"
 TEMPLATE = "/system.slice/system-kh.slice/kh-bot@7.service"
