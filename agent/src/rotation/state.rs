@@ -8,6 +8,7 @@ use std::time::Duration;
 use keyhatch_protocol::Name;
 use serde::{Deserialize, Serialize};
 
+use crate::exec::STEPS;
 use crate::files;
 use crate::sources::engine::elapsed;
 use crate::store::snapshot::Saved;
@@ -27,18 +28,10 @@ pub enum Step {
 }
 
 impl Step {
-    /// All of them, in their order.
-    pub const ALL: [Self; 4] = [Self::Create, Self::Set, Self::Test, Self::Finish];
-
     /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Set => "set",
-            Self::Test => "test",
-            Self::Finish => "finish",
-        }
+        STEPS[self as usize]
     }
 
     /// The step after it.
