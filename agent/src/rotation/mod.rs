@@ -8,6 +8,7 @@
 mod handle;
 mod local;
 mod program;
+mod records;
 pub mod schedule;
 mod service;
 mod state;
@@ -35,4 +36,6 @@ pub enum Outcome {
     Failed(String),
     /// The grace time is over, and the version before is gone.
     GraceOver,
+    /// The agent was sealed meanwhile: the same again, once it is not.
+    Sealed,
 }

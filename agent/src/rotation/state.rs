@@ -9,7 +9,7 @@ use keyhatch_protocol::Name;
 use serde::{Deserialize, Serialize};
 
 use crate::exec::STEPS;
-use crate::files;
+use crate::files::{self, Holds};
 use crate::sources::engine::elapsed;
 use crate::store::snapshot::Saved;
 
@@ -198,12 +198,18 @@ impl Memory {
     }
 
     /// What is remembered; nothing before the first time.
-    pub fn load(&self) -> io::Result<BTreeMap<Name, State>> {
-        match std::fs::read(&self.0) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(error) => Err(error),
-        }
+    ///
+    /// # Errors
+    /// What is wrong with the file, and what to do.
+    pub fn load(&self) -> Result<BTreeMap<Name, State>, String> {
+        let text = files::recall(&self.0, Holds::Access).map_err(|error| error.to_string())?;
+        let Some(text) = text else {
+            return Ok(BTreeMap::new());
+        };
+        serde_json::from_slice(&text).map_err(|why| {
+            let path = self.0.display();
+            format!("{path}: {why}; put a good copy back, or remove it: what is due then counts from the values' ages")
+        })
     }
 
     /// Remembers, synced to disk before it returns.
