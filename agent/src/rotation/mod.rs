@@ -13,6 +13,7 @@ pub mod schedule;
 mod service;
 mod state;
 mod status;
+mod unit;
 mod upstream;
 
 pub use handle::{Rooms, Rotations, Started};

@@ -1,4 +1,4 @@
-//! What the audit log says of a rotation that nobody asked for, and of one that failed.
+//! What the audit log says of a rotation that nobody asked for, of one that failed, and of the unit that was told.
 
 use std::time::Duration;
 
@@ -56,5 +56,33 @@ pub fn failed(
         request_id: Some(&running.request_id),
         extra: Some(&members),
         ..Entry::of(Event::AlertRotationFailed)
+    });
+}
+
+/// Keeps that the unit was told of `version`; or alerts, where it could not be.
+pub fn told(audit: &Log, plan: &Plan, version: &str, why: Option<&str>) {
+    let Some(on) = &plan.rotation.on_rotated else {
+        return;
+    };
+    let secret = plan.rotation.secret.as_str();
+    let mut members = vec![
+        ("unit", Json::from(on.unit.as_str())),
+        ("do", on.job.as_str().into()),
+    ];
+    let event = match why {
+        Some(why) => {
+            members.extend([("step", "on_rotated".into()), ("why", why.into())]);
+            Event::AlertRotationFailed
+        }
+        None => Event::SecretWatch,
+    };
+    // The unit is told either way.
+    let _ = audit.keep(&Entry {
+        decision: Verdict::Info,
+        secret: Some(secret),
+        version: Some(version),
+        surface: "systemd",
+        extra: Some(&extra(&members)),
+        ..Entry::of(event)
     });
 }

@@ -1,6 +1,8 @@
 //! The rotations of the running daemon: one loop that begins what is due, does its steps one after the other, and
 //! remembers how far each has come before it goes on.
 
+mod telling;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub struct Service {
     tasks: JoinSet<Outcome>,
     /// Which secret each task is about.
     busy: HashMap<task::Id, Name>,
+    /// The tasks that tell a unit, each with the version that it is told of.
+    telling: HashMap<task::Id, (Name, String)>,
     remembered: Instant,
     /// What came last is not on disk.
     unsaved: bool,
@@ -69,6 +73,7 @@ impl Service {
             states,
             tasks: JoinSet::new(),
             busy: HashMap::new(),
+            telling: HashMap::new(),
             remembered: Instant::now(),
             unsaved: false,
         };
@@ -83,7 +88,9 @@ impl Service {
             // Told or not: the times of the boot before count on from here.
             self.save().await;
         }
+        let mut swaps = self.rooms.cache.subscribe();
         loop {
+            swaps.mark_unchanged();
             let wait = self.look().await;
             self.publish();
             tokio::select! {
@@ -108,8 +115,12 @@ impl Service {
                     });
                     if let Some(name) = self.busy.remove(&task) {
                         self.ended(&name, outcome).await;
+                    } else if let Some((name, version)) = self.telling.remove(&task) {
+                        self.told(&name, &version, outcome).await;
                     }
                 }
+                // A unit is told of what others change, too.
+                _ = swaps.changed(), if self.plans.values().any(Plan::tells) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -129,6 +140,7 @@ impl Service {
                 (rotation.secret.clone(), plan)
             })
             .collect();
+        self.warn_of_bus();
     }
 
     /// Begins and goes on with what can be; answers when to look again.
@@ -138,14 +150,10 @@ impl Service {
             return PAUSE;
         }
         let mut wait = LOOK;
-        let plans: Vec<Plan> = self
-            .plans
-            .values()
-            .filter(|plan| plan.here)
-            .cloned()
-            .collect();
+        let plans: Vec<Plan> = self.plans.values().cloned().collect();
         for plan in plans {
-            if self.is_busy(&plan.rotation.secret) {
+            self.tell(&plan);
+            if !plan.here || self.is_busy(&plan.rotation.secret) {
                 continue;
             }
             wait = wait.min(self.look_at(&plan).await);

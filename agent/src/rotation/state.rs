@@ -97,6 +97,12 @@ pub struct State {
     pub grace: Option<Grace>,
     /// How the last one ended.
     pub last: Option<Last>,
+    /// The version that the unit of `on_rotated` has yet to be told of.
+    #[serde(default)]
+    pub untold: Option<String>,
+    /// Why it could not be told of the one before.
+    #[serde(default)]
+    pub not_told: Option<String>,
 }
 
 /// A moment of a calendar.
@@ -169,6 +175,14 @@ pub struct Last {
 }
 
 impl State {
+    /// Takes in which version is current, and how old it is. One that follows another is yet to be told of.
+    pub fn see(&mut self, version: &str, age: Age) {
+        let before = self.seen.replace((version.to_owned(), age));
+        if before.is_some_and(|(before, _)| before != version) {
+            self.untold = Some(version.to_owned());
+        }
+    }
+
     /// Notes what has passed of every time that is being measured.
     pub fn keep(&mut self, now: &Saved) {
         let seen = self.seen.as_mut().map(|(_, age)| age);
