@@ -289,6 +289,7 @@ jitter = "1h"
 grace = "2d"
 driver = { kind = "exec", command = ["/opt/rotate-pg", "app"], user = "pg", timeout = "5s" }
 host = "db-1"
+on_rotated = { unit = "bot.service", do = "try-restart" }
 [[rotation]]
 secret = "app/pin"
 every = "20h"
@@ -313,6 +314,8 @@ driver = { kind = "vault", field = "password", length = 20 }
     };
     assert_eq!(exec.driver, Driver::Exec(program));
     assert_eq!(exec.host.as_deref(), Some("db-1"));
+    let on = exec.on_rotated.as_ref().unwrap();
+    assert_eq!((on.unit.as_str(), on.job), ("bot.service", Job::TryRestart));
     let alphabet = Alphabet {
         characters: b"0123456789".to_vec(),
         length: 6,
