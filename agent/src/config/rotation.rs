@@ -16,7 +16,7 @@ use crate::policy::{At, Place, Report};
 use crate::store::ALPHABET;
 
 /// How long the version before stays readable unless told otherwise, where `every` is long enough.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long one step of a program may take unless told otherwise, and at most.
 const TIMEOUT: Duration = Duration::from_secs(60);
