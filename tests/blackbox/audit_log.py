@@ -62,7 +62,7 @@ def whole(agent, *args):
     assert python_verify(agent.audit_dir)[0] == 0
 
 
-def python_verify(directory, head=None):
+def python_verify(directory, head=None, key=None):
     """The independent verifier's exit code and output for a folder."""
     copies = []
     unpacked = Path(f"{directory}-unpacked")
@@ -71,7 +71,7 @@ def python_verify(directory, head=None):
     for path in segments(directory):
         copies.append(unpacked / os.path.basename(path).removesuffix(".zst"))
         copies[-1].write_bytes(plain_bytes(path))
-    args = ["--head", head] if head else []
+    args = (["--head", head] if head else []) + (["--key", key] if key else [])
     done = subprocess.run([sys.executable, VERIFIER, *args, *copies], capture_output=True, text=True)
     return done.returncode, done.stdout
 

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::chain::Head;
+
 /// One record, and the line that it was read from.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
@@ -113,6 +115,15 @@ impl Record {
             ",\"request_id\":{id},\"prev\":\"{}\",\"hash\"",
             self.prev
         ))
+    }
+
+    /// Where the chain stood before it, by its own account.
+    #[must_use]
+    pub fn before(&self) -> Option<Head> {
+        Some(Head {
+            seq: self.seq.checked_sub(1)?,
+            hash: self.prev.parse().ok()?,
+        })
     }
 
     /// When, on the wall clock.
