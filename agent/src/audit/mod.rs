@@ -33,6 +33,7 @@ mod recover;
 mod render;
 mod repair;
 mod report;
+mod scan;
 mod sealed;
 mod segment;
 #[cfg(test)]
@@ -54,11 +55,12 @@ pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
 pub use format::{format_line, safe};
 pub use log::{Log, Stats, make_folder};
-pub use query::{Filter, query};
+pub use query::{Filter, lines, query};
 pub use ratchet::{Ratchet, Seal};
-pub use record::{Peer, Record};
+pub use record::{Brief, BriefPeer, Peer, Record, Text};
 pub use render::{Phrase, extra, unescape};
 pub use report::{Bad, Report, Why};
+pub use scan::{Part, Span, fold, parts, stream};
 pub use sealed::Sealing;
 pub use verify::{Verifier, verify, verify_sealed};
 

@@ -1,6 +1,6 @@
 //! `keyhatchd audit`: reading the audit log. It works on the files, with or without a running daemon.
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -160,7 +160,7 @@ impl At {
 }
 
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
-    let color = std::io::stdout().is_terminal();
+    let color = colored();
     audit::tail(dir, args.follow, args.lines, |record| {
         let line = if args.json {
             record.line.clone()
@@ -185,24 +185,41 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
         seq: args.seq,
         limit: args.limit,
     };
-    let color = std::io::stdout().is_terminal();
-    let records = audit::query(dir, &filter)?;
+    let color = colored();
+    let mut out = BufWriter::new(std::io::stdout().lock());
     if args.csv {
-        say("seq,time,event,decision,reason,secret,version,bot,uid,pid,unit,exe,request_id");
+        let _ = writeln!(out, "{HEADER}");
     }
-    for record in &records {
-        let line = if args.json {
-            record.line.clone()
-        } else if args.csv {
-            csv(record)
-        } else {
-            audit::format_line(record, color)
-        };
-        if !say(&line) {
-            break;
+    audit::lines(dir, &filter, |line| {
+        // Who reads may have gone.
+        if args.json {
+            return out
+                .write_all(line)
+                .and_then(|()| out.write_all(b"\n"))
+                .is_ok();
         }
-    }
+        let Some(record) = Record::parse(line) else {
+            return true;
+        };
+        let text = if args.csv {
+            csv(&record)
+        } else {
+            audit::format_line(&record, color)
+        };
+        writeln!(out, "{text}").is_ok()
+    })?;
+    let _ = out.flush();
     Ok(0)
+}
+
+/// The columns of comma-separated values.
+const HEADER: &str =
+    "seq,time,event,decision,reason,secret,version,bot,uid,pid,unit,exe,request_id";
+
+/// Whether standard output shows colours, and nobody asked for none (no-color.org).
+fn colored() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal() && !unwanted
 }
 
 /// Prints a line; false once nobody reads any more.
