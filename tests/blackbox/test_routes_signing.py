@@ -25,7 +25,7 @@ from hostile import Hostile
 from inside import Scan, disguises
 from upstreams import REGION, Moto
 
-ID, SECRET = "CANARYAKIDEXAMPLE0001", "CANARY-aws/secret+key-77c1f0a9"
+ID, SECRET = "CANARYAKIDOFAWS00001", "CANARY-aws/secret+key-77c1f0a9"
 SESSION = "CANARY-session-token/0b7e=="
 HOOK = "CANARY-webhook-secret-4f2a"
 MARKER = "bot-marker-91ab"
@@ -231,15 +231,14 @@ def test_boto3_with_placeholder_keys_reaches_aws_as_somebody_else(place):
         [KEYHATCH, "--socket", place.agent.socket, "run", "--route", "AWS_ENDPOINT_URL_S3=s3", "--route",
          "AWS_ENDPOINT_URL_DYNAMODB=dynamodb", "--route", "AWS_ENDPOINT_URL_SQS=sqs", "--", sys.executable, "-c", BOTO],
         capture_output=True, text=True, timeout=120,
-        env={"PATH": os.environ["PATH"], "AWS_ACCESS_KEY_ID": "placeholder", "AWS_SECRET_ACCESS_KEY": "placeholder",
-             "AWS_SESSION_TOKEN": "placeholder", "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"},
+        env={"PATH": os.environ["PATH"], "AWS_DEFAULT_REGION": REGION},
     )
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr + str(place.aws.refused)
     assert place.aws.refused == []
     services = {headers["authorization"].split("/")[3] for _, _, headers, _ in place.aws.seen}
     assert services == {"s3", "dynamodb", "sqs"}
     for _, _, headers, _ in place.aws.seen:
-        assert "placeholder" not in str(headers)
+        assert "EXAMPLE/" not in str(headers), "the placeholder"
         is_temporary = "/sqs/" in headers["authorization"]
         assert headers.get("x-amz-security-token") == (SESSION if is_temporary else None)
 
@@ -284,6 +283,10 @@ def test_bodies_stream_where_aws_takes_them_so_and_are_bounded_elsewhere(place):
     # With its hash it need not be read first.
     assert place.use("dynamodb/", "POST", large, X_Amz_Content_Sha256=hashlib.sha256(large).hexdigest()).status != 413
     assert place.aws.seen[-1][3] == large and place.aws.refused == []
+    # A path is escaped once more for all but S3.
+    place.use("dynamodb/2015-03-31/functions/arn:aws:lambda%20(x)=1*/invoke", "POST", b"{}")
+    assert place.aws.seen[-1][1] == "/2015-03-31/functions/arn%3Aaws%3Alambda%20%28x%29%3D1%2A/invoke"
+    assert place.aws.refused == []
     # A hash of something else is AWS's to refuse. What it says of the signature is masked.
     reply = place.use("s3/bucket/x", "PUT", b"abc", X_Amz_Content_Sha256="0" * 64)
     assert reply.status == 403 and b"XAmzContentSHA256Mismatch" in reply.body
