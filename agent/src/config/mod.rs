@@ -30,7 +30,7 @@ pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
 pub use detect::{Detect, Ignore, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
-pub use inject::{Inject, Part, Template};
+pub use inject::{Algorithm, Encoding, Hmac, Inject, OAuth2, Part, Piece, SigV4, Signed, Template};
 pub use on_rotated::{Job, OnRotated};
 pub use rotation::{Alphabet, Driver, Every, GRACE, Program, Rotation, VaultDriver};
 pub use route::{Route, RouteLimits};
