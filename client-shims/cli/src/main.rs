@@ -7,6 +7,7 @@ mod failure;
 mod generate;
 mod options;
 mod output;
+mod proxy;
 mod run;
 mod verbs;
 

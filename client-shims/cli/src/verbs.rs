@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use keyhatch::blocking::Client;
-use keyhatch::{Change, Error, Wanted};
+use keyhatch::{Change, Error, UsableRoute, Wanted};
 use keyhatch_protocol::ListReply;
 use serde::Serialize;
 
@@ -105,6 +105,9 @@ fn myself(client: &Client, whoami: &Whoami) -> Result<(), Failure> {
     }
     for grant in me.grants {
         line(&format!("{:<10} {}", "grant", visible(&grant.to_string())))?;
+    }
+    for UsableRoute { name, upstream } in me.routes {
+        line(&format!("{:<10} {name} {}", "route", visible(&upstream)))?;
     }
     Ok(())
 }

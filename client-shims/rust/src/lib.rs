@@ -43,7 +43,9 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "tokio")]
 pub use client::{Client, Followed, OnRotate, Watch};
 pub use error::{Error, Reason};
-pub use keyhatch_protocol::{BatchError, ChangeKind, Health, Listed, Name, RotateReply, Whoami};
+pub use keyhatch_protocol::{
+    BatchError, ChangeKind, Health, Listed, Name, RotateReply, UsableRoute, Whoami,
+};
 pub use progress::Change;
 pub use reply::Batch;
 pub use request::Wanted;
