@@ -5,6 +5,7 @@ mod child;
 mod doctor;
 mod failure;
 mod generate;
+mod mcp;
 mod options;
 mod output;
 mod proxy;

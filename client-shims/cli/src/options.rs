@@ -45,6 +45,15 @@ pub enum Verb {
     Run(Run),
     Doctor(Doctor),
     Bridge(Bridge),
+    // What --help says is plain text.
+    #[allow(clippy::doc_markdown)]
+    /// Serve an AI client over MCP, on standard input and output
+    ///
+    /// Its tools list secrets' names, wait for rotations, say who the agent thinks this process is, and call routes,
+    /// whose credentials the agent adds. No tool answers with a value.
+    #[command(after_help = "Example, as AI clients are configured:\n  \
+        {\"mcpServers\": {\"keyhatch\": {\"command\": \"keyhatch\", \"args\": [\"mcp\"]}}}")]
+    Mcp,
     /// Print a completion script for a shell
     #[command(
         hide = true,

@@ -276,6 +276,8 @@ fn told(error: &Error) -> Value {
         Error::Unavailable(_) => "Unavailable",
         Error::RateLimited { .. } => "RateLimited",
         Error::BadRequest(_) => "BadRequest",
+        Error::UpstreamFailed(_) => "UpstreamFailed",
+        Error::UpstreamTimeout(_) => "UpstreamTimeout",
         Error::Refused { .. } => "Refused",
         Error::Unreachable { .. } => "Unreachable",
         Error::TimedOut { .. } => "TimedOut",
