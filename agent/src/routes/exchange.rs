@@ -18,7 +18,7 @@ use super::connect::Link;
 use super::credential::Credential;
 use super::failure::Failure;
 use super::headers;
-use super::path::{Target, escape};
+use super::path::{Target, escape_reserved};
 use super::tunnel;
 use super::upload::{Progress, Upload};
 use crate::http;
@@ -66,11 +66,12 @@ impl Route {
         progress: &Arc<Progress>,
     ) -> Result<Answered, Failure> {
         loop {
-            let waited = self.pool.take();
+            let identity = credential.identity.as_ref();
+            let waited = self.pool.take(identity.map(|identity| &identity.version));
             let is_fresh = waited.is_none();
             let mut link = match waited {
                 Some(link) => link,
-                None => self.connect().await?,
+                None => self.connect(identity).await?,
             };
             // A server may close a waiting connection at any time.
             let again = upload.again().filter(|_| outgoing.method.is_idempotent());
@@ -129,7 +130,8 @@ impl Route {
         credential: &Credential,
         upload: Upload,
     ) -> Result<Request<Upload>, Failure> {
-        let injected: Vec<HeaderName> = credential.headers.iter().map(|h| h.0.clone()).collect();
+        let injected = credential.headers.iter().map(|(name, _)| name);
+        let injected: Vec<HeaderName> = injected.chain(credential.replaced).cloned().collect();
         let framing = framing(&outgoing.method, &upload);
         let mut request = Request::new(upload);
         *request.method_mut() = outgoing.method.clone();
@@ -161,6 +163,9 @@ fn framing(method: &Method, upload: &Upload) -> Option<(HeaderName, HeaderValue)
 
 /// Path and query in the form that is sent, with the credential's parameters last.
 fn uri(target: &Target, credential: &Credential) -> Option<Uri> {
+    if let Some(signed) = &credential.target {
+        return signed.parse().ok();
+    }
     let mut text = target.encoded();
     let names = |name: &str| credential.query.iter().any(|(own, _)| own == name);
     let own = target.query_without(names);
@@ -172,12 +177,8 @@ fn uri(target: &Target, credential: &Credential) -> Option<Uri> {
     }
     for (name, token) in &credential.query {
         text.push(before);
-        name.bytes().for_each(|byte| match byte {
-            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
-                text.push(char::from(byte));
-            }
-            byte => escape(byte, &mut text),
-        });
+        name.bytes()
+            .for_each(|byte| escape_reserved(byte, &mut text));
         text.push('=');
         text.push_str(token);
         before = '&';

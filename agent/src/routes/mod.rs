@@ -6,6 +6,7 @@
 
 mod address;
 mod approvals;
+mod compose;
 mod conditions;
 mod connect;
 mod credential;
@@ -16,11 +17,16 @@ mod failure;
 mod forms;
 mod frames;
 mod headers;
+mod hmac;
+mod identity;
 mod insert;
 mod mask;
+mod oauth2;
 mod path;
 mod pool;
+mod sigv4;
 mod tally;
+mod token_request;
 mod tunnel;
 mod upload;
 mod usage;
@@ -46,6 +52,7 @@ pub use usage::{Counters, Limit, Turn};
 use crate::config;
 use crate::files::{self, Holds, Trust};
 use crate::http::{self, Address};
+use oauth2::Tokens;
 use pool::Pool;
 use usage::Usage;
 
@@ -60,6 +67,7 @@ pub struct Route {
     config: config::Route,
     tls: Tls,
     pool: Arc<Pool>,
+    tokens: Arc<Tokens>,
     usage: Arc<Usage>,
 }
 
@@ -92,13 +100,14 @@ impl Routes {
             approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
-            let same = before.get(&config.name).filter(|old| {
+            let before = before.get(&config.name);
+            let same = before.filter(|old| {
                 // What is in a file may be another.
                 old.config == *config && config.ca_file.is_none()
             });
             let route = match same {
                 Some(route) => Ok(Arc::clone(route)),
-                None => Route::new(config, &routes.system).map(Arc::new),
+                None => Route::new(config, before.map(|old| &**old), &routes.system).map(Arc::new),
             };
             match route {
                 Ok(route) => drop(routes.by_name.insert(config.name.as_str().into(), route)),
@@ -132,22 +141,34 @@ impl Routes {
         all
     }
 
-    /// Closes the connections that wait: their buffers hold what they carried last.
+    /// Closes the connections that wait, whose buffers hold what they carried last, and forgets access tokens.
     pub fn close_idle(&self) {
-        self.by_name.values().for_each(|route| route.pool.clear());
+        for route in self.by_name.values() {
+            route.pool.clear();
+            route.tokens.clear();
+        }
     }
 }
 
 impl Route {
-    fn new(config: &config::Route, system: &Arc<OnceLock<TlsConnector>>) -> Result<Self, String> {
+    fn new(
+        config: &config::Route,
+        before: Option<&Self>,
+        system: &Arc<OnceLock<TlsConnector>>,
+    ) -> Result<Self, String> {
         let tls = match &config.ca_file {
             Some(path) => Tls::Own(own_authorities(path)?),
             None => Tls::System(Arc::clone(system)),
         };
+        // A refresh token may have come that the secret does not have.
+        let kept = before.filter(|old| {
+            (&old.config.secret, &old.config.inject) == (&config.secret, &config.inject)
+        });
         Ok(Self {
             config: config.clone(),
             tls,
             pool: Arc::default(),
+            tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
             usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }
@@ -210,6 +231,13 @@ impl Route {
     pub fn asks_operator(&self, method: &str, path: &str) -> bool {
         let mut calls = self.config.approve.iter();
         calls.any(|call| call.matches(method, path))
+    }
+
+    /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.
+    #[must_use]
+    pub fn refused(&self, credential: &Credential) -> bool {
+        let token = credential.token.as_ref();
+        token.is_some_and(|token| self.tokens.refused(token))
     }
 
     fn tls(&self) -> Result<&TlsConnector, Failure> {

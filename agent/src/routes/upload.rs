@@ -63,25 +63,25 @@ impl Progress {
 }
 
 impl Upload {
-    /// Takes a body of at most `largest` bytes; a small one is waited for, but for no longer than `patience`.
+    /// Takes a body of at most `largest` bytes. A small one is waited for, but for no longer than `patience`; so is one
+    /// that is `signed`, which may have that many bytes.
     ///
     /// # Errors
     /// Where it is announced to be larger, or does not come.
     pub async fn of(
         body: Incoming,
         largest: Option<u64>,
+        signed: Option<u64>,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
-        if body
-            .size_hint()
-            .exact()
-            .is_some_and(|len| len <= SMALL.min(largest))
-        {
-            return Self::read(body, SMALL, patience).await;
-        }
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
+        }
+        let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
+        if is_small || signed.is_some() {
+            let read = whole(body, largest, signed.unwrap_or(SMALL));
+            return Self::when_read(read, patience).await;
         }
         let progress = Arc::new(Progress::default());
         let streamed = Streamed {
@@ -101,10 +101,14 @@ impl Upload {
         largest: u64,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
-        if body.size_hint().lower() > largest {
-            return Err(Failure::BodyTooLarge);
-        }
-        let read = tokio::time::timeout(patience, whole(body, largest)).await;
+        Self::when_read(whole(body, largest, u64::MAX), patience).await
+    }
+
+    async fn when_read(
+        read: impl Future<Output = Result<Bytes, Failure>>,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        let read = tokio::time::timeout(patience, read).await;
         let bytes = read.map_err(|_| Failure::BodyCut)??;
         let progress = Arc::new(Progress::default());
         progress.add(bytes.len() as u64);
@@ -136,13 +140,17 @@ impl Upload {
     }
 }
 
-async fn whole(mut body: Incoming, largest: u64) -> Result<Bytes, Failure> {
+async fn whole(mut body: Incoming, largest: u64, signed: u64) -> Result<Bytes, Failure> {
+    let check = |len: u64| match len {
+        len if len > largest => Err(Failure::BodyTooLarge),
+        len if len > signed => Err(Failure::TooLargeToSign(signed)),
+        _ => Ok(()),
+    };
+    check(body.size_hint().lower())?;
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|_| Failure::BodyCut)?.into_data() {
-            if read.len() as u64 + data.len() as u64 > largest {
-                return Err(Failure::BodyTooLarge);
-            }
+            check((read.len() + data.len()) as u64)?;
             read.extend_from_slice(&data);
         }
     }

@@ -64,9 +64,15 @@ impl Gate {
     }
 
     /// The body, to be sent.
-    pub async fn upload(self, route: &Route) -> Result<(Upload, Arc<Progress>), Failure> {
+    pub async fn upload(
+        self,
+        route: &Route,
+        signed: Option<u64>,
+    ) -> Result<(Upload, Arc<Progress>), Failure> {
         match self.body {
-            Body::Untouched(body) => Upload::of(body, route.largest_body(), route.patience()).await,
+            Body::Untouched(body) => {
+                Upload::of(body, route.largest_body(), signed, route.patience()).await
+            }
             Body::Taken(taken) => taken,
         }
     }
@@ -101,7 +107,8 @@ impl Gate {
         asked: &Asked,
     ) -> Result<(), Refused> {
         // What is approved is what is shown, as far as it is small.
-        self.take(|body| Upload::of(body, route.largest_body(), route.patience()))
+        let signed = route.signs_body(&asked.outgoing);
+        self.take(|body| Upload::of(body, route.largest_body(), signed, route.patience()))
             .await;
         let body = match &self.body {
             Body::Taken(Ok((upload, _))) => upload.whole(),

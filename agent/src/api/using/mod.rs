@@ -31,7 +31,7 @@ use used::Used;
 /// On each answer of an upstream, and on none of ours: tells them apart.
 const ROUTE: HeaderName = HeaderName::from_static("keyhatch-route");
 
-const AGAIN: &str = "refused by the upstream, made once more with the version that came meanwhile";
+const AGAIN: &str = "refused by the upstream, made once more with the version that came meanwhile, or a new access token";
 
 /// A call as it was parsed.
 struct Asked {
@@ -75,6 +75,8 @@ impl Asked {
                 "a route is called as /v1/use/ROUTE/PATH".into(),
             ));
         }
+        // A client whose base URL is the route asks for its root so.
+        let path = if path.is_empty() { "/" } else { path };
         let target = Target::parse(path, head.uri.query())
             .map_err(|why| (Code::BadRequest, why.to_string()))?;
         Ok(Self {
@@ -121,19 +123,23 @@ async fn pass(
     let approved_by = gate.approved_by;
     let mut used = Used::begin(connection, id, asked, gate.barred.clone(), approved_by).await?;
     let route = Arc::clone(&used.route);
-    let taken = gate.upload(&route).await;
+    let signed = route.signs_body(&asked.outgoing);
+    let taken = gate.upload(&route, signed).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
     let mut is_again = false;
     loop {
         used.progress = Some(Arc::clone(&progress));
         let again = upload.again();
-        let credential = used.credential().map_err(|failure| used.failed(&failure))?;
+        let credential = used.credential(&asked.outgoing, upload.whole()).await;
+        let credential = credential.map_err(|failure| used.failed(&failure))?;
         let mut answered = route
             .send(&asked.outgoing, &credential, upload, &progress)
             .await
             .map_err(|failure| used.failed(&failure))?;
         used.answers(&answered);
-        let is_old = answered.head.status == StatusCode::UNAUTHORIZED && used.is_rotated();
+        // Both are asked: a token that was refused is forgotten whatever else is tried.
+        let is_old = answered.head.status == StatusCode::UNAUTHORIZED
+            && (route.refused(&credential) | used.is_rotated());
         if let Some(same) = again.filter(|_| is_old && !is_again) {
             used.ends(None, Some(AGAIN));
             drop(used);
