@@ -213,6 +213,27 @@ def test_what_answers_cost_is_spent(agent, name):
     assert agent.get(f"/v1/use/{name}/cost?is=1", 20001).status == 200, "each bot spends its own"
 
 
+def test_route_try_shows_what_would_be_sent_and_sends_nothing(agent):
+    def tries(*args):
+        done = agent.verb("route", "try", "--config", agent.config, *args, check=False)
+        return done.returncode, done.stdout
+
+    before = len(agent.upstream.seen)
+    code, said = tries("pay", "/a%20b/c?x=1", "--header", "Authorization: Bearer mine", "--header", "X-Kept: 1")
+    host = agent.upstream.address.split("//")[1]
+    assert code == 0 and said.startswith(f"GET /a%20b/c?x=1 HTTP/1.1\nhost: {host}\n")
+    assert "x-kept: 1\n" in said and "authorization: Bearer ***\n" in said and "mine" not in said
+    assert said.endswith("nothing was sent\nallowed by the route\n")
+    assert "once an operator approves" in tries("pay", "/payouts/1", "--method", "POST")[1]
+    assert tries("pay", "/../x")[0] == tries("none", "/x")[0] == 2
+    config = agent.dir / "try.toml"
+    config.write_text(agent.config.read_text().replace('allow = ["* /**"]', 'allow = ["GET /only"]'))
+    config.chmod(0o600)
+    done = agent.verb("route", "try", "--config", config, "pay", "/else", check=False)
+    assert done.returncode == 77 and "denied, no_grant, by " in done.stdout
+    assert KEY not in said and len(agent.upstream.seen) == before
+
+
 def test_the_log_holds_no_key(agent):
     for path, data in agent.everything_written():
         assert KEY.encode() not in data, path

@@ -12,6 +12,7 @@ mod generate;
 mod paths;
 mod quarantine;
 mod rotation;
+mod route;
 mod run;
 mod status;
 mod store;
@@ -80,6 +81,9 @@ enum Verb {
     /// Show the calls that wait for an operator, or let one go on
     #[command(after_help = "Example: keyhatchd approve 7365e61e-00000000001f")]
     Approve(approve::Args),
+    /// Look at what a route does
+    #[command(subcommand)]
+    Route(route::Verb),
     /// Bots that get nothing until they are released
     Quarantine(quarantine::Args),
     /// Wipe every value from memory at once
@@ -127,6 +131,7 @@ pub fn main() -> ExitCode {
         Verb::Rotation(verb) => rotation::rotation(&verb),
         Verb::Reload(args) => admin::reload(&args),
         Verb::Approve(args) => approve::approve(&args),
+        Verb::Route(verb) => route::route(verb),
         Verb::Quarantine(args) => quarantine::quarantine(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),
