@@ -394,6 +394,7 @@ fn watch_held(
             name,
             version: version.as_ref(),
             supply: None,
+            outdated: None,
             extra: None,
         };
         if let Err(code) = connection.judge(bound, &id, &wish) {

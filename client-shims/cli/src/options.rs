@@ -177,7 +177,8 @@ pub struct Run {
     #[arg(long, value_name = "VAR=NAME")]
     pub file: Vec<String>,
     /// Set a variable to a base URL that leads to a route: VAR=ROUTE, or VAR=ROUTE/PATH. Where VAR ends in _BASE_URL,
-    /// the _API_KEY beside it is set to a placeholder unless it is set: the agent adds the real one
+    /// the _API_KEY beside it is set to a placeholder unless it is set: the agent adds the real one. Where VAR begins
+    /// with AWS_ENDPOINT_URL, so are a region and keys of AWS
     #[arg(long, value_name = "VAR=ROUTE")]
     pub route: Vec<String>,
     /// Give the command an HTTPS proxy on which requests to routes' hosts go by those routes, for tools that know no base
