@@ -188,7 +188,7 @@ pub fn lines(
     while let Some(part) = parts.pop().filter(|_| found.len() < limit) {
         let mut here: VecDeque<Vec<u8>> = VecDeque::new();
         let room = limit - found.len();
-        scan::stream(&[part], &wanted, |line| {
+        scan::stream(&[part], wanted, |line| {
             here.push_back(line.to_vec());
             here.drain(..here.len().saturating_sub(room));
             true

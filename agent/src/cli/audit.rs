@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::Subcommand;
 
-use super::{audit_verify, exit, fail, paths};
+use super::{audit_report, audit_verify, exit, fail, paths};
 use crate::audit::{self, AuditError, Filter, Record};
 use crate::config::{self, Config, Depth};
 
@@ -26,6 +26,9 @@ enum Verb {
         after_help = "Example: keyhatchd audit query --bot support-bot --decision deny --since 1h"
     )]
     Query(Box<Query>),
+    /// Say who read what, what was denied, and what of the policy nobody uses
+    #[command(after_help = "Example: keyhatchd audit report --since 7d --html > report.html")]
+    Report(audit_report::Report),
     /// Check every record and the chain that binds them
     #[command(after_help = "Example: keyhatchd audit verify")]
     Verify(audit_verify::Verify),
@@ -108,6 +111,7 @@ pub fn audit(args: Args) -> u8 {
     match args.verb {
         Verb::Tail(tail) => with_dir(&tail.at, |dir| print_tail(&dir, &tail)),
         Verb::Query(query) => with_dir(&query.at, |dir| print_query(&dir, &query)),
+        Verb::Report(report) => audit_report::report(&report),
         Verb::Verify(verify) => audit_verify::verify(&verify),
         Verb::Keygen(keygen) => audit_verify::keygen(&keygen),
     }
@@ -269,7 +273,7 @@ fn csv_cell(text: &str) -> String {
     }
 }
 
-fn moment(text: &str) -> Result<SystemTime, String> {
+pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         return SystemTime::now()
             .checked_sub(span)

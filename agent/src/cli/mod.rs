@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod audit_report;
 mod audit_verify;
 mod check;
 mod dev;
