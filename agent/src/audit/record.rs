@@ -99,8 +99,13 @@ pub struct Brief<'a> {
 /// Who asked.
 #[derive(Debug, Deserialize)]
 pub struct BriefPeer<'a> {
+    /// As [`Peer::pid`].
+    pub pid: Option<u64>,
     /// As [`Peer::uid`].
     pub uid: Option<u64>,
+    /// As [`Peer::exe`].
+    #[serde(borrow)]
+    pub exe: Option<Text<'a>>,
     /// As [`Peer::unit`].
     #[serde(borrow)]
     pub unit: Option<Text<'a>>,

@@ -1,13 +1,15 @@
 //! What the audit log says of bots, secrets and the policy over some time: `keyhatchd audit report`.
 //!
 //! `tally` counts lines on every core, `grants` compares what was used with what is granted; `text` and `html`
-//! show it. Everything that a peer chose is escaped where it is shown.
+//! show it; `ecs` and `ocsf` are single records in the words of a SIEM. Everything that a peer chose is escaped where it is shown.
 
 // A test may fail by a panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod ecs;
 mod grants;
 mod html;
+mod ocsf;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -18,9 +20,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
+pub use ecs::ecs;
 pub use grants::{Grant, Unused};
 pub use html::html;
+pub use ocsf::ocsf;
 pub use text::text;
 
 use crate::audit::{self, AuditError, Record, Span};
@@ -263,6 +268,15 @@ fn evidence(dir: &Path, tally: &Tally) -> Result<BTreeMap<u64, Happened>, AuditE
         true
     })?;
     Ok(found)
+}
+
+/// Adds a member, unless there is nothing to say.
+fn put(out: &mut Map<String, Value>, key: &str, value: impl Serialize) {
+    match serde_json::to_value(value) {
+        Ok(Value::Null) | Err(_) => {}
+        Ok(Value::Object(members)) if members.is_empty() => {}
+        Ok(value) => drop(out.insert(key.to_owned(), value)),
+    }
 }
 
 impl Happened {
