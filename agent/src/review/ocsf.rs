@@ -73,15 +73,20 @@ pub fn ocsf(record: &Record) -> Value {
 
 fn activity(class: Class, record: &Record) -> u64 {
     const OTHER: u64 = 99;
-    match (class, record.event.as_str()) {
-        (Class::Finding, _) => 1,
-        (Class::Lifecycle, "agent.started") => 3,
-        (Class::Lifecycle, "agent.stopped") => 4,
-        (Class::Lifecycle, _) => OTHER,
-        (Class::Api, "secret.read" | "secret.list" | "secret.watch" | "secret.use") => 2,
-        (Class::Api, "secret.rotate" | "secret.rotated" | "store.changed" | "policy.loaded") => 3,
-        (Class::Api, "secret.removed") => 4,
-        (Class::Api, _) => OTHER,
+    let event = record.event.as_str();
+    match class {
+        Class::Finding => 1,
+        Class::Lifecycle => match event {
+            "agent.started" => 3,
+            "agent.stopped" => 4,
+            _ => OTHER,
+        },
+        Class::Api => match event {
+            "secret.read" | "secret.list" | "secret.watch" | "secret.use" => 2,
+            "secret.rotate" | "secret.rotated" | "store.changed" | "policy.loaded" => 3,
+            "secret.removed" => 4,
+            _ => OTHER,
+        },
     }
 }
 
