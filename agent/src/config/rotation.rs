@@ -13,7 +13,7 @@ use crate::calendar::{Calendar, local_zone};
 use crate::policy::{At, Place, Report};
 
 /// How long the version before stays readable unless told otherwise, where `every` is long enough.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// From here on the gaps of a calendar expression are looked at: a whole cycle of leap years is behind it.
 const REFERENCE: i64 = 1_735_689_600;

@@ -42,6 +42,16 @@ pub struct Route {
     pub timeout: Duration,
 }
 
+impl Route {
+    /// The ports of the servers that its access tokens come from.
+    pub fn token_ports(&self) -> impl Iterator<Item = u16> {
+        self.inject.iter().filter_map(|inject| match inject {
+            Inject::OAuth2(oauth2) => Some(oauth2.server.target().1),
+            _ => None,
+        })
+    }
+}
+
 /// How much each bot may do with a route; what is absent is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteLimits {
@@ -138,7 +148,7 @@ fn read(
         limits: read_limits(section, report),
         timeout: duration(section, "timeout", report).unwrap_or(PATIENCE),
     };
-    check_fields(&route, section, report);
+    check_inject(&route, section, report);
     let calls = RouteInput {
         name: name?,
         secret: route.secret.clone(),
@@ -256,15 +266,28 @@ fn read_limits(section: &Section<'_>, report: &mut Report) -> RouteLimits {
     }
 }
 
-/// A field has no fields of its own.
-fn check_fields(route: &Route, section: &Section<'_>, report: &mut Report) {
-    let mut places = route.inject.iter().flat_map(Inject::templates);
+/// A field has no fields of its own; a token and a client certificate are as secret as any credential.
+fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
+    let mut say = |text: String| report.error(&section.place_of("inject"), text);
     if let Some(field) = &route.field
-        && places.any(|template| template.secrets().any(|field| field.is_some()))
+        && route.inject.iter().any(Inject::names_fields)
     {
-        let text = format!(
+        say(format!(
             "`inject` names fields, but `secret` is the field {field:?} already, name fields in one of them"
-        );
-        report.error(&section.place_of("inject"), text);
+        ));
+    }
+    for inject in &route.inject {
+        match inject {
+            Inject::OAuth2(oauth2) if !oauth2.server.is_tls() && !route.allow_private => {
+                say(format!(
+                    "`token_url` is at {}, the credential would travel there unencrypted, use https, or say allow_private = true",
+                    oauth2.server
+                ));
+            }
+            Inject::Mtls if !route.upstream.is_tls() => {
+                say("`mtls` shows a certificate in TLS, but `upstream` is not https".into());
+            }
+            _ => {}
+        }
     }
 }

@@ -5,17 +5,26 @@
 //! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
+mod compose;
 mod connect;
 mod credential;
 mod download;
+mod escapes;
 mod exchange;
 mod failure;
 mod forms;
+mod frames;
 mod headers;
+mod hmac;
+mod identity;
 mod insert;
 mod mask;
+mod oauth2;
 mod path;
 mod pool;
+mod sigv4;
+mod token_request;
+mod tunnel;
 mod upload;
 mod usage;
 
@@ -26,16 +35,18 @@ use std::sync::{Arc, OnceLock};
 use tokio_rustls::TlsConnector;
 
 pub use credential::{Credential, Granted};
-pub use download::{Download, Summary};
+pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
+pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};
 
 use crate::config;
 use crate::files::{self, Holds, Trust};
 use crate::http::{self, Address};
+use oauth2::Tokens;
 use pool::Pool;
 use usage::Usage;
 
@@ -47,6 +58,7 @@ pub struct Route {
     config: config::Route,
     tls: Tls,
     pool: Arc<Pool>,
+    tokens: Arc<Tokens>,
     usage: Arc<Usage>,
 }
 
@@ -77,13 +89,14 @@ impl Routes {
             system: Arc::clone(&before.system),
         };
         for config in configs {
-            let same = before.get(&config.name).filter(|old| {
+            let before = before.get(&config.name);
+            let same = before.filter(|old| {
                 // What is in a file may be another.
                 old.config == *config && config.ca_file.is_none()
             });
             let route = match same {
                 Some(route) => Ok(Arc::clone(route)),
-                None => Route::new(config, &routes.system).map(Arc::new),
+                None => Route::new(config, before.map(|old| &**old), &routes.system).map(Arc::new),
             };
             match route {
                 Ok(route) => drop(routes.by_name.insert(config.name.as_str().into(), route)),
@@ -111,22 +124,34 @@ impl Routes {
         all
     }
 
-    /// Closes the connections that wait: their buffers hold what they carried last.
+    /// Closes the connections that wait, whose buffers hold what they carried last, and forgets access tokens.
     pub fn close_idle(&self) {
-        self.by_name.values().for_each(|route| route.pool.clear());
+        for route in self.by_name.values() {
+            route.pool.clear();
+            route.tokens.clear();
+        }
     }
 }
 
 impl Route {
-    fn new(config: &config::Route, system: &Arc<OnceLock<TlsConnector>>) -> Result<Self, String> {
+    fn new(
+        config: &config::Route,
+        before: Option<&Self>,
+        system: &Arc<OnceLock<TlsConnector>>,
+    ) -> Result<Self, String> {
         let tls = match &config.ca_file {
             Some(path) => Tls::Own(own_authorities(path)?),
             None => Tls::System(Arc::clone(system)),
         };
+        // A refresh token may have come that the secret does not have.
+        let kept = before.filter(|old| {
+            (&old.config.secret, &old.config.inject) == (&config.secret, &config.inject)
+        });
         Ok(Self {
             config: config.clone(),
             tls,
             pool: Arc::default(),
+            tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
             usage: Arc::new(Usage::new(config.limits)),
         })
     }
@@ -161,6 +186,13 @@ impl Route {
     #[must_use]
     pub fn largest_body(&self) -> Option<u64> {
         self.config.limits.body
+    }
+
+    /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.
+    #[must_use]
+    pub fn refused(&self, credential: &Credential) -> bool {
+        let token = credential.token.as_ref();
+        token.is_some_and(|token| self.tokens.refused(token))
     }
 
     fn tls(&self) -> Result<&TlsConnector, Failure> {

@@ -156,12 +156,18 @@ pub fn monotonic_coarse() -> Duration {
     clock(libc::CLOCK_MONOTONIC_COARSE)
 }
 
+/// Whole seconds since 1970 likewise.
+#[must_use]
+pub fn wall_seconds_coarse() -> u64 {
+    clock(libc::CLOCK_REALTIME_COARSE).as_secs()
+}
+
 fn clock(which: libc::clockid_t) -> Duration {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `now` is a valid place for the answer; both clocks always exist.
+    // SAFETY: `now` is a valid place for the answer; these clocks always exist.
     unsafe { libc::clock_gettime(which, &raw mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))

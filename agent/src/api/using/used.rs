@@ -19,7 +19,7 @@ use crate::audit::{self, Event, Verdict, extra};
 use crate::cache::{Entry, Freshness, Permit, Version};
 use crate::policy::{Decision, Refusal};
 use crate::routes::{
-    Answered, Credential, Failure, Granted, Limit, Progress, Route, Summary, Turn,
+    Answered, Credential, Failure, Granted, Limit, Outgoing, Progress, Route, Summary, Turn,
 };
 use crate::sources::engine::Supply;
 
@@ -78,14 +78,19 @@ impl Used {
         facts.judge(connection, id)
     }
 
-    /// The secret, as the upstream wants it.
-    pub fn credential(&self) -> Result<Credential, Failure> {
-        self.route.credential(&Granted {
+    /// The secret, as the upstream wants it for this request.
+    pub async fn credential(
+        &self,
+        outgoing: &Outgoing,
+        body: Option<&[u8]>,
+    ) -> Result<Credential, Failure> {
+        let granted = Granted {
             permit: &self.permit,
             arena: self.connection.context.cache.arena(),
             entry: &self.entry,
             version: &self.version,
-        })
+        };
+        self.route.credential(&granted, outgoing, body).await
     }
 
     /// Whether another version is served by now.
