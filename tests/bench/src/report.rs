@@ -55,7 +55,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 18] = [
+const TARGETS: [(&str, &str, Figure, Bound); 22] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",

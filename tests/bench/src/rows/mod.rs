@@ -92,7 +92,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 11] = [
+pub const GROUPS: [&str; 12] = [
     "memory",
     "speed",
     "watchers",
