@@ -5,7 +5,9 @@
 //! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
+mod approvals;
 mod compose;
+mod conditions;
 mod connect;
 mod credential;
 mod download;
@@ -22,7 +24,9 @@ mod mask;
 mod oauth2;
 mod path;
 mod pool;
+mod preview;
 mod sigv4;
+mod tally;
 mod token_request;
 mod tunnel;
 mod upload;
@@ -32,13 +36,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use hyper::HeaderMap;
 use tokio_rustls::TlsConnector;
 
+pub use approvals::{Approvals, ToApprove};
+pub use conditions::Unmet;
 pub use credential::{Credential, Granted};
 pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
+pub use preview::preview;
 pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};
@@ -52,6 +60,9 @@ use usage::Usage;
 
 /// A file of authorities larger than this is none.
 const LARGEST_CA: u64 = 1 << 20;
+
+/// How much of a body is read before it leaves, where it is looked at.
+const LARGEST_READ: u64 = 4 << 20;
 
 /// One upstream, as it is called.
 pub struct Route {
@@ -75,6 +86,7 @@ enum Tls {
 pub struct Routes {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     system: Arc<OnceLock<TlsConnector>>,
+    approvals: Arc<Approvals>,
 }
 
 impl Routes {
@@ -87,6 +99,7 @@ impl Routes {
         let mut routes = Self {
             by_name: HashMap::new(),
             system: Arc::clone(&before.system),
+            approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
             let before = before.get(&config.name);
@@ -114,6 +127,12 @@ impl Routes {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Route>> {
         self.by_name.get(name)
+    }
+
+    /// Calls that wait for an operator; a reload leaves them waiting.
+    #[must_use]
+    pub fn approvals(&self) -> &Arc<Approvals> {
+        &self.approvals
     }
 
     /// All of them, by name.
@@ -152,7 +171,7 @@ impl Route {
             tls,
             pool: Arc::default(),
             tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
-            usage: Arc::new(Usage::new(config.limits)),
+            usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }
 
@@ -186,6 +205,34 @@ impl Route {
     #[must_use]
     pub fn largest_body(&self) -> Option<u64> {
         self.config.limits.body
+    }
+
+    /// Whether bodies have conditions to meet.
+    #[must_use]
+    pub fn looks_at_bodies(&self) -> bool {
+        !self.config.require.is_empty()
+    }
+
+    /// How large a body may be that has conditions to meet: it is read whole before it leaves.
+    #[must_use]
+    pub fn largest_looked_at(&self) -> u64 {
+        self.largest_body()
+            .map_or(LARGEST_READ, |most| most.min(LARGEST_READ))
+    }
+
+    /// Whether a body says what it has to.
+    ///
+    /// # Errors
+    /// What it does not say.
+    pub fn check_body(&self, headers: &HeaderMap, body: Option<&[u8]>) -> Result<(), Unmet> {
+        conditions::check(&self.config.require, headers, body.unwrap_or_default())
+    }
+
+    /// Whether a call waits for an operator.
+    #[must_use]
+    pub fn asks_operator(&self, method: &str, path: &str) -> bool {
+        let mut calls = self.config.approve.iter();
+        calls.any(|call| call.matches(method, path))
     }
 
     /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.

@@ -75,23 +75,43 @@ impl Upload {
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
-        let progress = Arc::new(Progress::default());
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
         }
         let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
-        if !is_small && signed.is_none() {
-            let upload = Self::Streamed(Streamed {
-                body,
-                left: largest,
-                progress: Arc::clone(&progress),
-            });
-            return Ok((upload, progress));
+        if is_small || signed.is_some() {
+            let read = whole(body, largest, signed.unwrap_or(SMALL));
+            return Self::when_read(read, patience).await;
         }
-        let read = whole(body, largest, signed.unwrap_or(SMALL));
+        let progress = Arc::new(Progress::default());
+        let streamed = Streamed {
+            body,
+            left: largest,
+            progress: Arc::clone(&progress),
+        };
+        Ok((Self::Streamed(streamed), progress))
+    }
+
+    /// Takes a body of at most `largest` bytes and waits for all of it.
+    ///
+    /// # Errors
+    /// Where it is larger, or does not come.
+    pub async fn read(
+        body: Incoming,
+        largest: u64,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        Self::when_read(whole(body, largest, u64::MAX), patience).await
+    }
+
+    async fn when_read(
+        read: impl Future<Output = Result<Bytes, Failure>>,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
         let read = tokio::time::timeout(patience, read).await;
         let bytes = read.map_err(|_| Failure::BodyCut)??;
-        progress.bytes.store(bytes.len() as u64, Relaxed);
+        let progress = Arc::new(Progress::default());
+        progress.add(bytes.len() as u64);
         Ok((Self::Whole(bytes), progress))
     }
 
@@ -102,6 +122,12 @@ impl Upload {
             Self::Whole(bytes) => Some(bytes),
             Self::Streamed(_) => None,
         }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.whole().is_some_and(<[u8]>::is_empty)
     }
 
     /// The same once more, where that can be sent again.
