@@ -8,7 +8,7 @@ use super::connection::Bound;
 use super::context::Context;
 use super::limits::Connected;
 use crate::audit::{Facts as RecordFacts, Who};
-use crate::identity::Peer;
+use crate::identity::{Peer, hex};
 use crate::policy::{BotMatch, Changeable, Facts, Policy};
 
 /// The socket that a peer came by: what its bot is found by.
@@ -61,11 +61,18 @@ pub async fn bind(
         BotMatch::NoBot { nearest } => nearest.clone(),
         _ => None,
     };
+    let program = match (door, &found) {
+        (Door::Bots, BotMatch::Bot(_)) if context.detect.learns() => {
+            program(context, peer, limits).await
+        }
+        _ => None,
+    };
     Bound {
         policy,
         found,
         changeable,
         who,
+        program,
         nearest,
         memo: Mutex::default(),
     }
@@ -104,4 +111,20 @@ async fn facts(
         facts.exe_sha256 = hash;
     }
     facts
+}
+
+/// SHA-256 of the program that a bot runs, in hex; `None` where the agent does not see it.
+async fn program(context: &Arc<Context>, peer: &Arc<Peer>, limits: &Connected) -> Option<Box<str>> {
+    let image = peer.image()?;
+    let text = |hash| hex(&hash).into_boxed_str();
+    if let Some(hash) = context.images.known_content(image) {
+        return Some(text(hash));
+    }
+    let _turn = limits.turn_to_read().await;
+    let (context, peer) = (Arc::clone(context), Arc::clone(peer));
+    let read = tokio::task::spawn_blocking(move || {
+        let (proc_dir, image) = (peer.proc_dir()?, peer.image()?);
+        context.images.running_content(proc_dir, image)
+    });
+    read.await.ok().flatten().map(text)
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use keyhatch_protocol::{Action, Code, Name};
 
@@ -14,10 +15,11 @@ use super::limits::Connected;
 use super::surface::Surface;
 use crate::audit::{Entry, Event, Phrase, Receipt, Verdict, Who, extra};
 use crate::cache::Permit;
-use crate::detect::Seen;
+use crate::detect::{Pace, Seen};
 use crate::identity::{Peer, Standing};
 use crate::policy::{BotMatch, Changeable, Decision, Policy, Reason, Refusal};
 use crate::sources::engine::Supply;
+use crate::sys::map::wall_seconds_coarse;
 
 /// A bot's connection. Only an accepted socket makes one, and a handler cannot be called without.
 pub struct Connection {
@@ -35,6 +37,8 @@ pub struct Bound {
     pub(super) found: BotMatch,
     pub(super) changeable: Changeable,
     pub(super) who: Who,
+    /// SHA-256 of its program in hex, where the agent sees it and detection wants it.
+    pub(super) program: Option<Box<str>>,
     /// For the record of a peer that matches no bot: the nearest one and what differs.
     pub(super) nearest: Option<String>,
     pub(super) memo: Mutex<Vec<Memo>>,
@@ -55,6 +59,8 @@ struct Last {
     event: Event,
     version: Arc<str>,
     phrase: Phrase,
+    /// By which it may be repeated without a look; `None` where nothing is learnt.
+    pace: Option<Arc<Pace>>,
 }
 
 /// How many decisions a connection remembers.
@@ -74,6 +80,8 @@ pub struct Wish<'a> {
     pub version: Option<&'a Arc<str>>,
     /// What the upstream said, where it was asked because there is no such version.
     pub supply: Option<Supply>,
+    /// Where another version than the current one is asked for: when that was set.
+    pub outdated: Option<Duration>,
     /// More members of the record.
     pub extra: Option<&'a str>,
 }
@@ -136,11 +144,11 @@ impl Connection {
         id: &RequestId,
         wish: &Wish<'_>,
     ) -> Option<Result<Permit, Code>> {
-        let memo = bound.memo();
+        let mut memo = bound.memo();
         let known = memo
-            .iter()
+            .iter_mut()
             .find(|m| m.name == *wish.name && m.action == wish.action)?;
-        let last = known.last.as_ref()?;
+        let last = known.last.as_mut()?;
         let same = last.surface == wish.surface
             && last.event == wish.event
             && wish.extra.is_none()
@@ -150,10 +158,17 @@ impl Connection {
         }
         self.count(true);
         let kept = self.context.audit.keep_again(&last.phrase, id.as_str());
-        Some(
-            kept.map_err(|_| Code::AuditUnavailable)
-                .and_then(|receipt| Permit::new(&known.decision, receipt).ok_or(Code::Denied)),
-        )
+        let Ok(receipt) = kept else {
+            return Some(Err(Code::AuditUnavailable));
+        };
+        if last
+            .pace
+            .as_ref()
+            .is_some_and(|pace| !pace.keeps(wall_seconds_coarse()))
+        {
+            last.pace = self.tell(bound, id, wish, Reason::Granted, &receipt);
+        }
+        Some(Permit::new(&known.decision, receipt).ok_or(Code::Denied))
     }
 
     /// Records a request that is over a limit.
@@ -227,7 +242,19 @@ impl Connection {
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
-        self.tell(bound, id, reason, &entry, &kept);
+        self.context.detect.saw(&Seen {
+            event: Event::SecretList,
+            name: prefix,
+            version: None,
+            outdated: None,
+            reason,
+            who: &bound.who,
+            uid: self.peer.uid(),
+            program: None,
+            surface: surface.as_str(),
+            request_id: id.as_str(),
+            seq: kept.seq(),
+        });
         if granted {
             Ok(())
         } else {
@@ -303,33 +330,39 @@ impl Connection {
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
-        self.tell(bound, id, decision.reason(), &entry, &kept);
-        // Each read of a honeytoken is looked at.
-        let again = allowed && !self.context.detect.is_honeytoken(wish.name.as_str());
+        let pace = self.tell(bound, id, wish, decision.reason(), &kept);
+        // Each read of a honeytoken, or of an outdated version, is looked at.
+        let again = allowed
+            && wish.outdated.is_none()
+            && !self.context.detect.is_honeytoken(wish.name.as_str());
         if again && let (None, Some(version)) = (wish.extra, wish.version) {
-            bound.remember(wish, version, Phrase::of(&entry));
+            bound.remember(wish, version, Phrase::of(&entry), pace);
         }
         Ok(kept)
     }
 
-    /// Has detection look at what was recorded.
+    /// Has detection look at what was recorded; the pace by which it may be repeated without.
     fn tell(
         &self,
         bound: &Bound,
         id: &RequestId,
+        wish: &Wish<'_>,
         reason: Reason,
-        entry: &Entry<'_>,
         kept: &Receipt,
-    ) {
+    ) -> Option<Arc<Pace>> {
         self.context.detect.saw(&Seen {
-            name: entry.secret.unwrap_or_default(),
+            event: wish.event,
+            name: wish.name.as_str(),
+            version: wish.version.map(|version| &**version),
+            outdated: wish.outdated,
             reason,
             who: &bound.who,
             uid: self.peer.uid(),
-            surface: entry.surface,
+            program: bound.program.as_deref(),
+            surface: wish.surface.as_str(),
             request_id: id.as_str(),
             seq: kept.seq(),
-        });
+        })
     }
 
     pub(super) fn count(&self, allowed: bool) {
@@ -363,7 +396,13 @@ impl Bound {
         decision
     }
 
-    fn remember(&self, wish: &Wish<'_>, version: &Arc<str>, phrase: Phrase) {
+    fn remember(
+        &self,
+        wish: &Wish<'_>,
+        version: &Arc<str>,
+        phrase: Phrase,
+        pace: Option<Arc<Pace>>,
+    ) {
         let mut memo = self.memo();
         let known = memo
             .iter_mut()
@@ -374,6 +413,7 @@ impl Bound {
                 event: wish.event,
                 version: Arc::clone(version),
                 phrase,
+                pace,
             });
         }
     }

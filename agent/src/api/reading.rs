@@ -81,6 +81,12 @@ pub fn read(
             let field = ask.field.as_deref();
             field.is_none_or(|field| version.has_field(field))
         });
+    let outdated = entry.filter(|entry| {
+        version.map_or_else(
+            || ask.which.is_fixed(),
+            |version| !Arc::ptr_eq(version, &entry.current),
+        )
+    });
     let same = version.is_some_and(|version| Some(&**version.id()) == reading.known);
     let wish = Wish {
         surface: reading.surface,
@@ -89,6 +95,7 @@ pub fn read(
         name: &ask.name,
         version: version.map(|version| version.id()),
         supply,
+        outdated: outdated.map(|entry| entry.current.set_at()),
         extra: reading
             .extra
             .or_else(|| same.then_some("\"not_modified\":true")),

@@ -73,6 +73,17 @@ pub enum Which {
     Number(u64),
 }
 
+impl Which {
+    /// Whether it is another version than the current one wherever it is not held.
+    pub fn is_fixed(&self) -> bool {
+        match self {
+            Self::Current => false,
+            Self::Previous | Self::Id(_) | Self::Number(_) => true,
+            Self::Aws(version) => version.has_id(),
+        }
+    }
+}
+
 /// A request for names.
 #[derive(Debug, PartialEq, Eq)]
 pub struct List {

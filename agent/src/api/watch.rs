@@ -163,6 +163,7 @@ impl State {
             name,
             version: version.as_ref(),
             supply: None,
+            outdated: None,
             extra: None,
         };
         if !(recorded && allowed) {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod audit_verify;
 mod check;
 mod dev;
 mod exec_step;

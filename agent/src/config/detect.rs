@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use hyper::Uri;
 use keyhatch_protocol::Name;
@@ -9,18 +10,45 @@ use keyhatch_protocol::Name;
 use super::Depth;
 use super::rotation::Rotation;
 use super::route::Route;
-use super::section::{Section, Value, one_of};
+use super::section::{Section, Value, duration, one_of};
 use crate::files::{self, Holds};
 use crate::http::Address;
-use crate::policy::Report;
+use crate::policy::{Policy, Report, suggest};
+
+/// How long a bot is only watched unless told otherwise: two of each weekday.
+const LEARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// `[detect]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detect {
     /// Rules that quarantine the bot.
     pub quarantine: Vec<Rule>,
     /// Who is told of alerts.
     pub notify: Option<Notify>,
+    /// How long a bot is watched before anything that was learnt of it is news.
+    pub learning: Duration,
+    /// What is not told of.
+    pub ignore: Vec<Ignore>,
+}
+
+impl Default for Detect {
+    fn default() -> Self {
+        Self {
+            quarantine: Vec::new(),
+            notify: None,
+            learning: LEARNING,
+            ignore: Vec::new(),
+        }
+    }
+}
+
+/// A rule that is not told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignore {
+    /// Which.
+    pub rule: Rule,
+    /// Of which bots; `None` is all.
+    pub bots: Option<Vec<String>>,
 }
 
 /// How somebody is told.
@@ -47,33 +75,60 @@ impl fmt::Debug for Webhook {
     }
 }
 
-/// A rule that can quarantine.
+/// A rule about what a bot does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// Who asks for a honeytoken.
     Honeytoken,
     /// Who tries many names that it is denied.
     NameScan,
+    /// Who reads far more than it used to.
+    UnusualRate,
+    /// Who reads a secret that it never read.
+    FirstRead,
+    /// Who reads a secret at an hour at which it never did.
+    UnusualHour,
+    /// Who runs a program that it never ran.
+    ExeChanged,
+    /// Who asks for a version whose grace time is over.
+    StaleVersion,
 }
 
 impl Rule {
-    const WORDS: [(&'static str, Self); 2] = [
+    const WORDS: [(&'static str, Self); 7] = [
         ("honeytoken", Self::Honeytoken),
         ("name_scan", Self::NameScan),
+        ("unusual_rate", Self::UnusualRate),
+        ("first_read", Self::FirstRead),
+        ("unusual_hour", Self::UnusualHour),
+        ("exe_changed", Self::ExeChanged),
+        ("stale_version", Self::StaleVersion),
+    ];
+    /// Those that go by what was learnt of the bot, or of the secret: they can be wrong.
+    pub const LEARNT: [Self; 5] = [
+        Self::UnusualRate,
+        Self::FirstRead,
+        Self::UnusualHour,
+        Self::ExeChanged,
+        Self::StaleVersion,
     ];
 
     /// The word for it in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Honeytoken => "honeytoken",
-            Self::NameScan => "name_scan",
-        }
+        let word = Self::WORDS.into_iter().find(|(_, rule)| *rule == self);
+        word.map_or("", |(word, _)| word)
     }
 }
 
-pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> Detect {
-    section.check_keys(&["quarantine", "notify"], &[], report);
+pub(super) fn read(
+    section: &Section<'_>,
+    policy: Option<&Policy>,
+    depth: Depth,
+    report: &mut Report,
+) -> Detect {
+    let keys = ["quarantine", "notify", "learning", "ignore"];
+    section.check_keys(&keys, &[], report);
     let rules = section
         .get("quarantine")
         .and_then(|value| value.strings(report))
@@ -86,7 +141,49 @@ pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> 
         .get("notify")
         .and_then(|value| value.section("`notify`", report))
         .and_then(|notify| read_notify(&notify, depth, report));
-    Detect { quarantine, notify }
+    let ignored = section.get("ignore").and_then(|value| value.list(report));
+    let ignore = ignored
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|value| read_ignore(&value.section("`ignore`", report)?, policy, report))
+        .collect();
+    Detect {
+        quarantine,
+        notify,
+        learning: duration(section, "learning", report).unwrap_or(LEARNING),
+        ignore,
+    }
+}
+
+fn read_ignore(
+    section: &Section<'_>,
+    policy: Option<&Policy>,
+    report: &mut Report,
+) -> Option<Ignore> {
+    section.check_keys(&["rule", "bots"], &[], report);
+    let given = section
+        .required("rule", "\"unusual_hour\"", report)?
+        .string(report)?;
+    let learnt = Rule::LEARNT.map(|rule| (rule.as_str(), rule));
+    let rule = one_of(&given, "rule", &learnt, report)?;
+    let Some(bots) = section.get("bots") else {
+        return Some(Ignore { rule, bots: None });
+    };
+    let bots = bots.strings(report)?;
+    // Without a policy there are other errors to put right first.
+    let unknown = |bot: &str| policy.filter(|policy| policy.bot_by_name(bot).is_none());
+    for bot in &bots {
+        if let Some(policy) = unknown(bot.value) {
+            let hint = suggest(bot.value, policy.bots().iter().map(|bot| &*bot.name));
+            let text = format!("there is no bot {:?}, {hint}", bot.value);
+            report.error(&bot.place, text);
+        }
+    }
+    let bots = bots.iter().map(|bot| bot.value.to_owned()).collect();
+    Some(Ignore {
+        rule,
+        bots: Some(bots),
+    })
 }
 
 fn read_notify(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<Notify> {

@@ -11,6 +11,7 @@ mod dropin;
 mod held;
 mod host;
 mod inject;
+mod on_rotated;
 mod rotation;
 mod route;
 mod rules;
@@ -27,10 +28,11 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
-pub use detect::{Detect, Notify, Rule, Webhook};
+pub use detect::{Detect, Ignore, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
 pub use inject::{Algorithm, Encoding, Hmac, Inject, OAuth2, Part, Piece, SigV4, Signed, Template};
-pub use rotation::{Alphabet, Driver, Every, Program, Rotation, VaultDriver};
+pub use on_rotated::{Job, OnRotated};
+pub use rotation::{Alphabet, Driver, Every, GRACE, Program, Rotation, VaultDriver};
 pub use route::{Route, RouteLimits};
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
@@ -155,10 +157,10 @@ fn assemble(
     let dropin = dropin::read(&parts.dropin, &mut report);
     let rotations = rotation::read_all(&parts.rotations, &sources, depth, &mut report);
     let (routes, calls) = route::read_all(&parts.routes, &sources, depth, &mut report);
-    let detect = detect::read(&parts.detect, depth, &mut report);
     let honeytokens =
         detect::read_honeytokens(&parts.honeytokens, &routes, &rotations, &mut report);
     let policy = read_policy(&parts, calls, depth, complete, &mut report);
+    let detect = detect::read(&parts.detect, policy.as_ref(), depth, &mut report);
     let order = |found: &Diagnostic| {
         let file = documents
             .iter()

@@ -10,6 +10,7 @@ use crate::sources::Asked;
 impl Daemon {
     /// `bound` are the sockets that this process made; what the service manager made stays.
     pub(super) fn stop(self, bound: &[PathBuf]) {
+        self.context.detect.save();
         let _ = self.context.audit.keep(&Entry::of(Event::AgentStopped));
         // The keeper may have ended already.
         let _ = self.keeper.send(Asked::Stop);

@@ -257,7 +257,9 @@ impl Images {
     }
 }
 
-fn hex(hash: &Content) -> String {
+/// The hash as text.
+#[must_use]
+pub fn hex(hash: &[u8; 32]) -> String {
     use std::fmt::Write;
     hash.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

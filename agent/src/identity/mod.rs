@@ -7,6 +7,6 @@ mod invocation;
 mod kernel;
 mod peer;
 
-pub use image::{Image, Images};
+pub use image::{Image, Images, hex};
 pub use kernel::Kernel;
 pub use peer::{Peer, Standing};

@@ -17,6 +17,7 @@ use super::connect::Link;
 use super::credential::Credential;
 use super::exchange::Answered;
 use super::failure::Failure;
+use super::headers;
 use super::mask::{Mask, Stream};
 use super::pool::Pool;
 
@@ -32,7 +33,7 @@ pub struct Summary {
 }
 
 /// Told once how an answer went.
-type Told = Box<dyn FnOnce(Summary) + Send>;
+pub type Told = Box<dyn FnOnce(Summary) + Send>;
 
 /// The body of an answer.
 pub struct Download {
@@ -58,7 +59,7 @@ impl Answered {
         self,
         route: &Route,
         credential: &Credential,
-        told: impl FnOnce(Summary) + Send + 'static,
+        told: Told,
     ) -> (response::Parts, Download) {
         let Self {
             mut head,
@@ -82,7 +83,7 @@ impl Answered {
             masked,
             link: Some(link),
             pool: Arc::clone(&route.pool),
-            told: Some(Box::new(told)),
+            told: Some(told),
         };
         // An answer without a body is never asked for it.
         if download.body.is_end_stream() {
@@ -187,6 +188,7 @@ impl Body for Download {
                     }
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
+                        headers::from_upstream(&mut trailers);
                         this.masked += this.mask.headers(&mut trailers);
                         this.trailers = Some(trailers);
                         this.last(Bytes::new())

@@ -26,6 +26,11 @@ pub enum Failure {
     /// Not HTTP, or the connection ended before the answer began.
     #[error("the upstream ended the connection before it answered, or what came is not HTTP")]
     NoAnswer,
+    /// Another protocol than the bot asked for, or in a form that cannot be searched for the secret.
+    #[error(
+        "the upstream switched to a protocol that was not asked for, or to compressed WebSocket frames"
+    )]
+    Switched,
     /// Silent for too long.
     #[error("the upstream was silent for {:.0} s", .0.as_secs_f32())]
     Timeout(Duration),

@@ -9,9 +9,11 @@ mod compose;
 mod connect;
 mod credential;
 mod download;
+mod escapes;
 mod exchange;
 mod failure;
 mod forms;
+mod frames;
 mod headers;
 mod hmac;
 mod identity;
@@ -22,6 +24,7 @@ mod path;
 mod pool;
 mod sigv4;
 mod token_request;
+mod tunnel;
 mod upload;
 mod usage;
 
@@ -32,10 +35,11 @@ use std::sync::{Arc, OnceLock};
 use tokio_rustls::TlsConnector;
 
 pub use credential::{Credential, Granted};
-pub use download::{Download, Summary};
+pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
+pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};
 

@@ -47,6 +47,11 @@ impl Progress {
         self.bytes.load(Relaxed)
     }
 
+    /// More of them did.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
     /// What of the bot's doing ended it, if so.
     pub fn trouble(&self) -> Option<Failure> {
         match self.trouble.load(Relaxed) {
@@ -174,7 +179,7 @@ impl Streamed {
                 return Poll::Ready(Some(Err(self.fail(TOO_LARGE, Failure::BodyTooLarge))));
             };
             self.left = left;
-            self.progress.bytes.fetch_add(len, Relaxed);
+            self.progress.add(len);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
     }

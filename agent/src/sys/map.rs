@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// The alignment of a window's offset: a multiple of every page size that Linux uses.
 pub const ALIGN: u64 = 64 * 1024;
@@ -118,6 +118,14 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
+/// Asks for a page that can be written and run, as one who has broken in would: the sandbox refuses it.
+pub fn map_executable() -> nix::Result<()> {
+    let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
+    let len = NonZeroUsize::MIN;
+    // SAFETY: a new mapping, at an address of the kernel's choosing, which nobody uses.
+    unsafe { mmap_anonymous(None, len, all, MapFlags::MAP_PRIVATE) }.map(drop)
+}
+
 /// Gives way to others on the core, with a tenth of their share (`setpriority(2)`, this thread): not less,
 /// since deleting what is over a bound must not starve.
 pub fn yield_to_others() {
@@ -148,12 +156,18 @@ pub fn monotonic_coarse() -> Duration {
     clock(libc::CLOCK_MONOTONIC_COARSE)
 }
 
+/// Whole seconds since 1970 likewise.
+#[must_use]
+pub fn wall_seconds_coarse() -> u64 {
+    clock(libc::CLOCK_REALTIME_COARSE).as_secs()
+}
+
 fn clock(which: libc::clockid_t) -> Duration {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `now` is a valid place for the answer; both clocks always exist.
+    // SAFETY: `now` is a valid place for the answer; these clocks always exist.
     unsafe { libc::clock_gettime(which, &raw mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))

@@ -35,6 +35,11 @@ impl AwsVersion {
         }
     }
 
+    /// Whether it is named by its id.
+    pub fn has_id(&self) -> bool {
+        self.id.is_some()
+    }
+
     /// Whether `version` of `entry` is the one.
     pub fn is(&self, entry: &Entry, version: &Version) -> bool {
         let own = version.id();

@@ -57,9 +57,12 @@ type Outgoing = Either<Incoming, Empty<Bytes>>;
 #[derive(Default)]
 pub struct Way(Mutex<Option<SendRequest<Outgoing>>>);
 
+/// Where requests go.
+pub struct Agent(Address);
+
 /// What all connections share.
 pub struct Front {
-    agent: Address,
+    agent: Agent,
     token: Token,
     aws_agent: bool,
 }
@@ -67,7 +70,7 @@ pub struct Front {
 impl Front {
     pub fn new(agent: Address, token: Token, aws_agent: bool) -> Self {
         Self {
-            agent,
+            agent: Agent::new(agent),
             token,
             aws_agent,
         }
@@ -78,7 +81,7 @@ impl Front {
         let admitted = self.admit(&request);
         let last = chunked || admitted.is_err();
         let mut answer = match admitted {
-            Ok(target) => self.forward(way, request, target).await,
+            Ok(target) => self.agent.forward(way, request, target).await,
             Err((status, why)) => said(status, why),
         };
         if last {
@@ -126,8 +129,20 @@ impl Front {
             .any(|value| self.token.is(value.as_bytes()))
             .then(|| asked.to_owned())
     }
+}
 
-    async fn forward(&self, way: &Way, request: Request<Incoming>, target: Uri) -> Response<Body> {
+impl Agent {
+    pub fn new(address: Address) -> Self {
+        Self(address)
+    }
+
+    /// Passes a request on to that path of the agent's.
+    pub async fn forward(
+        &self,
+        way: &Way,
+        request: Request<Incoming>,
+        target: Uri,
+    ) -> Response<Body> {
         let (mut head, body) = request.into_parts();
         head.headers = passed_on(&head.headers, true);
         let host = HeaderValue::from_static("keyhatch");
@@ -195,7 +210,7 @@ impl Front {
     }
 
     async fn connect(&self) -> Result<SendRequest<Outgoing>, Option<Error>> {
-        let connected = timeout(CONNECT, self.agent.connect_async()).await;
+        let connected = timeout(CONNECT, self.0.connect_async()).await;
         let stream = connected.map_err(|_| None)?.map_err(Some)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -259,7 +274,8 @@ fn of_aws_agent(target: String) -> String {
     mapped
 }
 
-fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
+/// The headers that do not end here.
+pub fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
     let stays = |name: &&HeaderName| {
         NOT_PASSED_ON.contains(name) || (to_agent && TOKEN_HEADERS.contains(name))
     };
@@ -270,13 +286,13 @@ fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
         .collect()
 }
 
-fn passed_back(answer: Response<Incoming>) -> Response<Body> {
+pub fn passed_back(answer: Response<Incoming>) -> Response<Body> {
     let (mut head, body) = answer.into_parts();
     head.headers = passed_on(&head.headers, false);
     Response::from_parts(head, Either::Left(body))
 }
 
-fn said(status: StatusCode, why: &'static str) -> Response<Body> {
+pub fn said(status: StatusCode, why: &'static str) -> Response<Body> {
     let mut answer = Response::new(Either::Right(Full::from(why)));
     *answer.status_mut() = status;
     let no_store = HeaderValue::from_static("no-store");

@@ -131,7 +131,11 @@ fn head(bytes: &[u8]) -> io::Result<Option<(usize, Next)>> {
     if length > MAX_HEAD || !has_plain_lines(&bytes[..length]) {
         return Err(refused("not plain"));
     }
-    let mut next = Next::Body(0);
+    // A tunnel begins after it, or it is refused and the connection ends.
+    let mut next = match request.method {
+        Some("CONNECT") => Next::Anything,
+        _ => Next::Body(0),
+    };
     let (mut lengths, mut hosts) = (0, 0);
     for header in request.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {

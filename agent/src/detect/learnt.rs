@@ -1,0 +1,106 @@
+//! What is learnt of bots, kept in `state_dir`: names, times, counts and hashes of programs, never a value.
+//!
+//! It is written every few minutes, beside the requests. A file that cannot be read, or that somebody else could
+//! have written, is told of and learning begins anew: nothing of this may stop the agent.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::habits::{Bot, Habits, Pace, Read, Unusual};
+use super::held;
+use crate::files::{self, Holds, Trust};
+
+/// How often it is written: what a kill costs at most.
+const PAUSE: Duration = Duration::from_secs(300);
+/// More than all secrets with the longest names take.
+const LARGEST: u64 = 32 << 20;
+
+/// The habits of bots, and the file of them.
+pub(super) struct Learnt {
+    path: PathBuf,
+    habits: Mutex<Habits>,
+    is_news: AtomicBool,
+}
+
+impl Learnt {
+    /// What `state_dir` remembers.
+    pub(super) fn open(state_dir: &Path) -> io::Result<Arc<Self>> {
+        let path = state_dir.join("learnt.json");
+        let bots = match load(&path) {
+            Ok(bots) => bots,
+            Err(why) => {
+                tracing::error!(%why, "what was learnt of bots cannot be read: learning begins anew");
+                HashMap::new()
+            }
+        };
+        let learnt = Arc::new(Self {
+            path,
+            habits: Mutex::new(Habits::of(bots, now())),
+            is_news: AtomicBool::new(false),
+        });
+        let writing = Arc::downgrade(&learnt);
+        let write = move || {
+            loop {
+                thread::sleep(PAUSE);
+                let Some(learnt) = writing.upgrade() else {
+                    return;
+                };
+                learnt.save();
+            }
+        };
+        thread::Builder::new().name("learnt".into()).spawn(write)?;
+        Ok(learnt)
+    }
+
+    /// Learns from a read.
+    pub(super) fn saw(&self, read: &Read<'_>, learning: Duration) -> (Arc<Pace>, Vec<Unusual>) {
+        self.is_news.store(true, Ordering::Relaxed);
+        held(&self.habits).saw(read, learning.as_secs())
+    }
+
+    /// Whether the use of an outdated version is to be told of.
+    pub(super) fn saw_stale(&self, bot: &str, secret: &str, now: u64) -> bool {
+        held(&self.habits).saw_stale(bot, secret, now)
+    }
+
+    /// Writes what is news.
+    pub(super) fn save(&self) {
+        if !self.is_news.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // A bot at a time, so that no request waits for all of them.
+        let names = held(&self.habits).bots();
+        let bot = |name: &Box<str>| Some((name.clone(), held(&self.habits).bot(name)?));
+        let bots: BTreeMap<Box<str>, Bot> = names.iter().filter_map(bot).collect();
+        let written = serde_json::to_vec(&bots)
+            .map_err(io::Error::from)
+            .and_then(|text| files::replace(&self.path, &text));
+        if let Err(error) = written {
+            self.is_news.store(true, Ordering::Relaxed);
+            let path = self.path.display();
+            tracing::error!(%path, %error, "what was learnt of bots does not survive a restart");
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<HashMap<Box<str>, Bot>, String> {
+    let text = match files::read(path, Holds::Access, Trust::own(), LARGEST) {
+        Ok(text) => text,
+        Err(error) if error.is_absent() => return Ok(HashMap::new()),
+        Err(error) => return Err(error.to_string()),
+    };
+    serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
