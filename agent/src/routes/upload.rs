@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::failure::Failure;
+use super::whole::Room;
 
 /// A body of announced length up to this is read first, so that the request can be repeated.
 const SMALL: u64 = 16 * 1024;
@@ -64,14 +65,14 @@ impl Progress {
 
 impl Upload {
     /// Takes a body of at most `largest` bytes. A small one is waited for, but for no longer than `patience`; so is one
-    /// that is `signed`, which may have that many bytes.
+    /// that there is `room` for.
     ///
     /// # Errors
     /// Where it is announced to be larger, or does not come.
     pub async fn of(
         body: Incoming,
         largest: Option<u64>,
-        signed: Option<u64>,
+        room: Option<Room>,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
@@ -80,7 +81,7 @@ impl Upload {
             return Err(Failure::BodyTooLarge);
         }
         let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
-        if !is_small && signed.is_none() {
+        if !is_small && room.is_none() {
             let upload = Self::Streamed(Streamed {
                 body,
                 left: largest,
@@ -88,10 +89,14 @@ impl Upload {
             });
             return Ok((upload, progress));
         }
-        let read = whole(body, largest, signed.unwrap_or(SMALL));
-        let read = tokio::time::timeout(patience, read).await;
+        let most = room.as_ref().map_or(SMALL, Room::bytes);
+        let read = tokio::time::timeout(patience, whole(body, largest, most)).await;
         let bytes = read.map_err(|_| Failure::BodyCut)??;
         progress.bytes.store(bytes.len() as u64, Relaxed);
+        let bytes = match room {
+            Some(room) => room.holds(bytes),
+            None => bytes,
+        };
         Ok((Self::Whole(bytes), progress))
     }
 
@@ -114,10 +119,10 @@ impl Upload {
     }
 }
 
-async fn whole(mut body: Incoming, largest: u64, signed: u64) -> Result<Bytes, Failure> {
+async fn whole(mut body: Incoming, largest: u64, most: u64) -> Result<Bytes, Failure> {
     let check = |len: u64| match len {
         len if len > largest => Err(Failure::BodyTooLarge),
-        len if len > signed => Err(Failure::TooLargeToSign(signed)),
+        len if len > most => Err(Failure::TooLargeToSign),
         _ => Ok(()),
     };
     check(body.size_hint().lower())?;

@@ -119,8 +119,9 @@ async fn pass(
 ) -> Result<Answer, Refused> {
     let mut used = Used::begin(connection, id, asked).await?;
     let route = Arc::clone(&used.route);
-    let signed = route.signs_body(&asked.outgoing);
-    let taken = Upload::of(body, route.largest_body(), signed, route.patience()).await;
+    let room = route.room(&asked.outgoing, used.bot(), body.size_hint().exact());
+    let room = room.map_err(|failure| used.failed(&failure))?;
+    let taken = Upload::of(body, route.largest_body(), room, route.patience()).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
     let mut is_again = false;
     loop {
