@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +14,7 @@ from certificates import Authority
 from harness import ALICE, BOB, KEYHATCH, Agent, as_user, eventually
 from hostile import Hostile
 from test_routes import KEY, route
+from test_routes_websocket import Real
 
 POLICY = """
 [[bot]]
@@ -23,6 +25,12 @@ roles = ["caller"]
 name = "bob"
 match = { uid = 20002 }
 roles = ["both"]
+[[bot]]
+name = "root"
+match = { uid = 0 }
+roles = ["talker"]
+[role.talker]
+grants = [{ routes = ["ws"], actions = ["use"] }]
 [role.caller]
 grants = [{ routes = ["known", "clear"], actions = ["use"] }]
 [role.both]
@@ -42,6 +50,17 @@ request({ host: proxy.hostname, port: proxy.port, method: "CONNECT", path: `${ho
     secure.on("data", (data) => process.stdout.write(data)).on("end", () => process.exit(0));
   })
   .end();
+"""
+
+
+# A real client of WebSockets, which finds the proxy by itself.
+TALK = """
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1]) as socket:
+    for said in ("hello", "key?"):
+        socket.send(said)
+        print(socket.recv())
 """
 
 
@@ -69,13 +88,14 @@ class Place:
             os.chmod(authority.file, 0o644)
         self.known = GitHost(ours.server("known", "localhost"))
         self.other = Hostile(theirs.server("other", "localhost"))
-        self.clear, self.plain = Hostile(), Hostile()
+        self.clear, self.plain, self.talker = Hostile(), Hostile(), Real()
         for server in (self.known, self.other):
             server.address = f"https://localhost:{server.port}"
         private = f'allow_private = true\nca_file = "{ours.file}"'
         self.agent = Agent(
             policy=POLICY + route("known", self.known.address, more=private)
-            + route("narrow", self.known.address, allow=["GET /echo"], more=private) + route("clear", self.clear.address),
+            + route("narrow", self.known.address, allow=["GET /echo"], more=private) + route("clear", self.clear.address)
+            + route("ws", self.talker.address),
             secrets={"app/key": KEY},
         )
         self.parts = [self.known, self.other, self.clear, self.plain, self.agent]
@@ -88,6 +108,7 @@ class Place:
     def __exit__(self, *_):
         for part in self.parts:
             part.__exit__()
+        self.talker.server.shutdown()
 
     def run(self, *command, options=("--proxy",), uid=ALICE, **env):
         env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KEYHATCH_SOCKET": str(self.agent.socket),
@@ -150,6 +171,21 @@ def test_what_is_in_clear_and_large_bodies(place):
     assert plain.headers["host"] == place.plain.address.split("//")[1]
     digest = subprocess.run("head -c 20000000 /dev/zero | sha256sum", shell=True, capture_output=True, text=True).stdout.split()[0]
     assert digest in done.stdout and done.stdout.endswith("20000000\n"), done
+
+
+def test_websockets_of_routes_over_the_proxy_and_over_the_bridge(place):
+    env = {"PATH": os.environ["PATH"], "KEYHATCH_SOCKET": str(place.agent.socket)}
+    url = place.talker.address.replace("http", "ws") + "/chat"
+    find = "import os, sys; sys.argv.append(os.environ['KEYHATCH_BRIDGE_URL'].replace('http', 'ws') + '/use/ws/chat')"
+    for command in [
+        ["run", "--proxy", "--", sys.executable, "-c", TALK, url],
+        ["bridge", "--", sys.executable, "-c", find + TALK],
+    ]:
+        before = len(place.talker.handshakes)
+        done = subprocess.run([KEYHATCH, *command], env=env, capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"hello\nit is {'*' * len(KEY)}.\n", done
+        shakes = place.talker.handshakes[before:]
+        assert [shake.headers["Authorization"] for shake in shakes] == [f"Bearer {KEY}"]
 
 
 def test_other_hosts_are_tunnels_or_refused(place):

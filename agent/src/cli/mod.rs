@@ -1,6 +1,7 @@
 //! The verbs of `keyhatchd`.
 
 mod admin;
+mod approve;
 mod audit;
 mod audit_verify;
 mod check;
@@ -76,6 +77,9 @@ enum Verb {
     /// Have the running daemon read its configuration anew; exit 78 where it is refused
     #[command(after_help = "Example: keyhatchd reload")]
     Reload(admin::Args),
+    /// Show the calls that wait for an operator, or let one go on
+    #[command(after_help = "Example: keyhatchd approve 7365e61e-00000000001f")]
+    Approve(approve::Args),
     /// Bots that get nothing until they are released
     Quarantine(quarantine::Args),
     /// Wipe every value from memory at once
@@ -122,6 +126,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => admin::status(&args),
         Verb::Rotation(verb) => rotation::rotation(&verb),
         Verb::Reload(args) => admin::reload(&args),
+        Verb::Approve(args) => approve::approve(&args),
         Verb::Quarantine(args) => quarantine::quarantine(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),

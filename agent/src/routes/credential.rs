@@ -88,7 +88,7 @@ impl Route {
     ///
     /// # Errors
     /// Where it is too large for that, or the bot has no room left.
-    pub fn room(
+    pub(super) fn room(
         &self,
         outgoing: &Outgoing,
         bot: &str,

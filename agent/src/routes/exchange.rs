@@ -81,7 +81,7 @@ impl Route {
             let sent = within(self.patience(), progress, sent).await?;
             link.insertions.clear();
             match sent {
-                Ok(answer) => return answered(outgoing, answer, link),
+                Ok(answer) => return self.answered(outgoing, answer, link),
                 Err(mut error) => {
                     if let Some(trouble) = progress.trouble() {
                         return Err(trouble);
@@ -94,6 +94,34 @@ impl Route {
                 }
             }
         }
+    }
+
+    fn answered(
+        &self,
+        outgoing: &Outgoing,
+        mut answer: Response<Incoming>,
+        link: Link,
+    ) -> Result<Answered, Failure> {
+        let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switches && !(outgoing.websocket && tunnel::is_agreed(answer.headers())) {
+            return Err(Failure::Switched);
+        }
+        let upgrade = switches.then(|| hyper::upgrade::on(&mut answer));
+        let (mut head, body) = answer.into_parts();
+        if !body.is_end_stream() && headers::is_encoded(&head.headers) {
+            return Err(Failure::Encoded);
+        }
+        if body.size_hint().lower() > self.largest_answer() {
+            return Err(Failure::AnswerTooLarge);
+        }
+        headers::from_upstream(&mut head.headers);
+        Ok(Answered {
+            head,
+            body,
+            remote: link.remote,
+            link,
+            upgrade,
+        })
     }
 
     fn request(
@@ -173,30 +201,6 @@ async fn within<T>(
             Err(_) => return Err(Failure::Timeout(patience)),
         }
     }
-}
-
-fn answered(
-    outgoing: &Outgoing,
-    mut answer: Response<Incoming>,
-    link: Link,
-) -> Result<Answered, Failure> {
-    let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if switches && !(outgoing.websocket && tunnel::is_agreed(answer.headers())) {
-        return Err(Failure::Switched);
-    }
-    let upgrade = switches.then(|| hyper::upgrade::on(&mut answer));
-    let (mut head, body) = answer.into_parts();
-    if !body.is_end_stream() && headers::is_encoded(&head.headers) {
-        return Err(Failure::Encoded);
-    }
-    headers::from_upstream(&mut head.headers);
-    Ok(Answered {
-        head,
-        body,
-        remote: link.remote,
-        link,
-        upgrade,
-    })
 }
 
 /// TLS 1.3 tells only after the handshake that the server wants a client certificate.

@@ -40,6 +40,9 @@ pub enum Failure {
         "the upstream's answer is compressed although that was not asked for, and cannot be searched for the secret"
     )]
     Encoded,
+    /// The answer is over its limit.
+    #[error("the answer is larger than this route's limit")]
+    AnswerTooLarge,
     /// The caller's body is over its limit.
     #[error("the body is larger than this route's limit")]
     BodyTooLarge,

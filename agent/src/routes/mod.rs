@@ -5,7 +5,9 @@
 //! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
+mod approvals;
 mod compose;
+mod conditions;
 mod connect;
 mod credential;
 mod download;
@@ -23,6 +25,7 @@ mod oauth2;
 mod path;
 mod pool;
 mod sigv4;
+mod tally;
 mod token_request;
 mod tunnel;
 mod upload;
@@ -33,8 +36,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use hyper::HeaderMap;
 use tokio_rustls::TlsConnector;
 
+pub use approvals::{Approvals, ToApprove};
+pub use conditions::Unmet;
 pub use credential::{Credential, Granted};
 pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
@@ -54,6 +60,9 @@ use whole::Shares;
 
 /// A file of authorities larger than this is none.
 const LARGEST_CA: u64 = 1 << 20;
+
+/// How much of a body is read before it leaves, where it is looked at.
+const LARGEST_READ: u64 = 4 << 20;
 
 /// One upstream, as it is called.
 pub struct Route {
@@ -79,6 +88,7 @@ pub struct Routes {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     system: Arc<OnceLock<TlsConnector>>,
     shares: Arc<Shares>,
+    approvals: Arc<Approvals>,
 }
 
 impl Routes {
@@ -92,6 +102,7 @@ impl Routes {
             by_name: HashMap::new(),
             system: Arc::clone(&before.system),
             shares: Arc::clone(&before.shares),
+            approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
             let before = before.get(&config.name);
@@ -119,6 +130,12 @@ impl Routes {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Route>> {
         self.by_name.get(name)
+    }
+
+    /// Calls that wait for an operator; a reload leaves them waiting.
+    #[must_use]
+    pub fn approvals(&self) -> &Arc<Approvals> {
+        &self.approvals
     }
 
     /// All of them, by name.
@@ -154,7 +171,7 @@ impl Route {
             pool: Arc::default(),
             tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
             shares: Arc::clone(&all.shares),
-            usage: Arc::new(Usage::new(config.limits)),
+            usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }
 
@@ -188,6 +205,34 @@ impl Route {
     #[must_use]
     pub fn largest_body(&self) -> Option<u64> {
         self.config.limits.body
+    }
+
+    /// Whether bodies have conditions to meet.
+    #[must_use]
+    pub fn looks_at_bodies(&self) -> bool {
+        !self.config.require.is_empty()
+    }
+
+    /// How large a body may be that has conditions to meet: it is read whole before it leaves.
+    #[must_use]
+    pub fn largest_looked_at(&self) -> u64 {
+        self.largest_body()
+            .map_or(LARGEST_READ, |most| most.min(LARGEST_READ))
+    }
+
+    /// Whether a body says what it has to.
+    ///
+    /// # Errors
+    /// What it does not say.
+    pub fn check_body(&self, headers: &HeaderMap, body: Option<&[u8]>) -> Result<(), Unmet> {
+        conditions::check(&self.config.require, headers, body.unwrap_or_default())
+    }
+
+    /// Whether a call waits for an operator.
+    #[must_use]
+    pub fn asks_operator(&self, method: &str, path: &str) -> bool {
+        let mut calls = self.config.approve.iter();
+        calls.any(|call| call.matches(method, path))
     }
 
     /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.

@@ -35,6 +35,7 @@ pub struct Tunnel {
     progress: Arc<Progress>,
     patience: Duration,
     largest: Option<u64>,
+    largest_answer: u64,
     received: u64,
     masked: usize,
     complete: bool,
@@ -92,6 +93,7 @@ impl Answered {
             progress: Arc::clone(progress),
             patience: route.patience(),
             largest: route.largest_body(),
+            largest_answer: route.largest_answer(),
             received: 0,
             masked,
             complete: false,
@@ -135,6 +137,9 @@ impl Tunnel {
             }
             moved.fetch_add(1, Relaxed);
             self.received += count as u64;
+            if self.received > self.largest_answer {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             let ready = self.frames.push(buffer.split().freeze());
             let ready = ready.map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
             bot.write_all(&ready).await?;
@@ -149,6 +154,7 @@ impl Drop for Tunnel {
                 received: self.received,
                 masked: self.masked + self.frames.hits(),
                 complete: self.complete,
+                cost: None,
             });
         }
     }

@@ -10,6 +10,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::Route;
+use super::exchange::Outgoing;
 use super::failure::Failure;
 use super::whole::Room;
 
@@ -63,40 +65,79 @@ impl Progress {
     }
 }
 
+impl Route {
+    /// Takes the body of what a bot asks, whole where it is signed.
+    ///
+    /// # Errors
+    /// Where it is too large, or does not come.
+    pub async fn take(
+        &self,
+        outgoing: &Outgoing,
+        bot: &str,
+        body: Incoming,
+    ) -> Result<(Upload, Arc<Progress>), Failure> {
+        let room = self.room(outgoing, bot, body.size_hint().exact())?;
+        Upload::of(body, self.largest_body(), room, self.patience()).await
+    }
+}
+
 impl Upload {
     /// Takes a body of at most `largest` bytes. A small one is waited for, but for no longer than `patience`; so is one
     /// that there is `room` for.
     ///
     /// # Errors
     /// Where it is announced to be larger, or does not come.
-    pub async fn of(
+    async fn of(
         body: Incoming,
         largest: Option<u64>,
         room: Option<Room>,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
-        let progress = Arc::new(Progress::default());
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
         }
         let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
-        if !is_small && room.is_none() {
-            let upload = Self::Streamed(Streamed {
-                body,
-                left: largest,
-                progress: Arc::clone(&progress),
-            });
-            return Ok((upload, progress));
+        if is_small || room.is_some() {
+            let most = room.as_ref().map_or(SMALL, Room::bytes);
+            let read = async {
+                let bytes = whole(body, largest, most).await?;
+                Ok(match room {
+                    Some(room) => room.holds(bytes),
+                    None => bytes,
+                })
+            };
+            return Self::when_read(read, patience).await;
         }
-        let most = room.as_ref().map_or(SMALL, Room::bytes);
-        let read = tokio::time::timeout(patience, whole(body, largest, most)).await;
-        let bytes = read.map_err(|_| Failure::BodyCut)??;
-        progress.bytes.store(bytes.len() as u64, Relaxed);
-        let bytes = match room {
-            Some(room) => room.holds(bytes),
-            None => bytes,
+        let progress = Arc::new(Progress::default());
+        let streamed = Streamed {
+            body,
+            left: largest,
+            progress: Arc::clone(&progress),
         };
+        Ok((Self::Streamed(streamed), progress))
+    }
+
+    /// Takes a body of at most `largest` bytes and waits for all of it.
+    ///
+    /// # Errors
+    /// Where it is larger, or does not come.
+    pub async fn read(
+        body: Incoming,
+        largest: u64,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        Self::when_read(whole(body, largest, u64::MAX), patience).await
+    }
+
+    async fn when_read(
+        read: impl Future<Output = Result<Bytes, Failure>>,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        let read = tokio::time::timeout(patience, read).await;
+        let bytes = read.map_err(|_| Failure::BodyCut)??;
+        let progress = Arc::new(Progress::default());
+        progress.add(bytes.len() as u64);
         Ok((Self::Whole(bytes), progress))
     }
 
@@ -107,6 +148,12 @@ impl Upload {
             Self::Whole(bytes) => Some(bytes),
             Self::Streamed(_) => None,
         }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.whole().is_some_and(<[u8]>::is_empty)
     }
 
     /// The same once more, where that can be sent again.

@@ -3,6 +3,7 @@
 //! The way of every request: parsed once, decided, recorded, leased; then built anew, sent, and its answer streamed
 //! back with nothing of the secret in it. A second record says how it ended.
 
+mod gate;
 mod refused;
 mod used;
 
@@ -22,7 +23,8 @@ use super::connection::Connection;
 use super::id::RequestId;
 use super::route::Reply;
 use crate::policy::{Call, FORBIDDEN_METHODS};
-use crate::routes::{Outgoing, Summary, Target, Upload, is_websocket};
+use crate::routes::{Outgoing, Summary, Target, is_websocket};
+use gate::Gate;
 use refused::Refused;
 use used::Used;
 
@@ -117,11 +119,11 @@ async fn pass(
     body: Incoming,
     upgrade: OnUpgrade,
 ) -> Result<Answer, Refused> {
-    let mut used = Used::begin(connection, id, asked).await?;
+    let gate = Gate::pass(connection, id, asked, body).await?;
+    let approved_by = gate.approved_by;
+    let mut used = Used::begin(connection, id, asked, gate.barred.clone(), approved_by).await?;
     let route = Arc::clone(&used.route);
-    let room = route.room(&asked.outgoing, used.bot(), body.size_hint().exact());
-    let room = room.map_err(|failure| used.failed(&failure))?;
-    let taken = Upload::of(body, route.largest_body(), room, route.patience()).await;
+    let taken = gate.upload(&route, &asked.outgoing, used.bot()).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
     let mut is_again = false;
     loop {
@@ -140,7 +142,7 @@ async fn pass(
         if let Some(same) = again.filter(|_| is_old && !is_again) {
             used.ends(None, Some(AGAIN));
             drop(used);
-            used = Used::begin(connection, id, asked).await?;
+            used = Used::begin(connection, id, asked, None, approved_by).await?;
             (upload, is_again) = (same, true);
             continue;
         }

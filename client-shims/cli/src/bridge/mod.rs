@@ -9,6 +9,7 @@ pub mod forward;
 mod owner;
 pub mod serve;
 pub mod strict;
+mod switch;
 pub mod token;
 
 use std::future::Future;

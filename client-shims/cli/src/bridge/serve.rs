@@ -66,8 +66,9 @@ pub async fn converse(stream: TcpStream, front: Arc<Front>) {
     // An answer goes out as it comes.
     let _ = stream.set_nodelay(true);
     let way = Arc::new(Way::default());
+    let asked = way.clone();
     let service = service_fn(move |request| {
-        let (front, way) = (front.clone(), way.clone());
+        let (front, way) = (front.clone(), asked.clone());
         async move { Ok::<_, Infallible>(front.answer(&way, request).await) }
     });
     // How it ends, nobody needs to know: the client has gone, or sent what is refused.
@@ -76,5 +77,7 @@ pub async fn converse(stream: TcpStream, front: Arc<Front>) {
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(Strict::new(stream)), service)
+        .with_upgrades()
         .await;
+    way.go_on().await;
 }

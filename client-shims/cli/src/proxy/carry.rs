@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::authority::Certified;
 use super::destinations::Server;
-use crate::bridge::forward::{Agent, Body, Way, passed_back, passed_on, said};
+use crate::bridge::forward::{Agent, Body, Way, closing, is_last, passed_back, passed_on, said};
 use crate::bridge::serve::{HEAD, MAX_BUFFER};
 use crate::bridge::strict::Strict;
 use crate::bridge::token::Token;
@@ -94,6 +94,7 @@ where
         .serve_connection(TokioIo::new(Strict::new(stream)), service)
         .with_upgrades()
         .await;
+    way.go_on().await;
 }
 
 impl Carrier {
@@ -101,7 +102,7 @@ impl Carrier {
         let given = request.headers().get(header::PROXY_AUTHORIZATION);
         if !given.is_some_and(|given| self.token.is_password(given.as_bytes())) {
             let basic = HeaderValue::from_static("Basic realm=\"keyhatch\"");
-            let mut refusal = closing((StatusCode::PROXY_AUTHENTICATION_REQUIRED, NO_TOKEN));
+            let mut refusal = refused((StatusCode::PROXY_AUTHENTICATION_REQUIRED, NO_TOKEN));
             let headers = refusal.headers_mut();
             headers.insert(header::PROXY_AUTHENTICATE, basic);
             return refusal;
@@ -111,7 +112,7 @@ impl Carrier {
         } else {
             self.pass(way, request).await
         };
-        answered.unwrap_or_else(closing)
+        answered.unwrap_or_else(refused)
     }
 
     /// The beginning of a tunnel, which the connection becomes once this is answered.
@@ -124,7 +125,13 @@ impl Carrier {
         let server = authority
             .and_then(|authority| Server::at(authority, true))
             .ok_or((StatusCode::BAD_REQUEST, NO_PROXY_REQUEST))?;
-        let tunnel = match self.routes.get(&server) {
+        // Some ask for a tunnel where they speak in clear, too.
+        let clear = Server {
+            tls: false,
+            ..server.clone()
+        };
+        let route = self.routes.get(&server).or(self.routes.get(&clear));
+        let tunnel = match route {
             Some(certified) => Tunnel::Route(certified.clone()),
             None => Tunnel::Host(self.reach(&server).await?),
         };
@@ -141,6 +148,7 @@ impl Carrier {
         if let Some(certified) = self.routes.get(&server) {
             return self.by_route(&certified.route, way, request).await;
         }
+        let last = is_last(&request);
         let (mut head, body) = request.into_parts();
         let host = head.uri.authority().map(Authority::as_str);
         let host = HeaderValue::from_str(host.unwrap_or_default()).map_err(|_| bad)?;
@@ -151,9 +159,9 @@ impl Carrier {
             .path_and_query()
             .map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
         let stream = self.reach(&server).await?;
-        ask(stream, Request::from_parts(head, body))
-            .await
-            .map_err(|_| (StatusCode::BAD_GATEWAY, "the host did not answer\n"))
+        let answer = ask(stream, Request::from_parts(head, body)).await;
+        let answer = answer.map_err(|_| (StatusCode::BAD_GATEWAY, "the host did not answer\n"))?;
+        Ok(if last { closing(answer) } else { answer })
     }
 
     /// A connection to a host that no route leads to.
@@ -172,23 +180,22 @@ impl Carrier {
         }
     }
 
-    /// Answers what is asked of a route's server, inside TLS.
+    /// Answers what is asked of a route's server, inside TLS where that server speaks it.
     async fn speak_as<S>(&self, certified: Certified, client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(acceptor) = certified.acceptor else {
-            return;
-        };
-        let Ok(Ok(stream)) = timeout(CONNECT, acceptor.accept(client)).await else {
-            return;
-        };
         let route = certified.route.as_str();
-        serve(stream, |way, request| async move {
+        let answer = |way: Arc<Way>, request| async move {
             let answered = self.by_route(route, &way, request).await;
-            answered.unwrap_or_else(closing)
-        })
-        .await;
+            answered.unwrap_or_else(refused)
+        };
+        let Some(acceptor) = certified.acceptor else {
+            return serve(client, answer).await;
+        };
+        if let Ok(Ok(stream)) = timeout(CONNECT, acceptor.accept(client)).await {
+            serve(stream, answer).await;
+        }
     }
 
     async fn by_route(
@@ -217,9 +224,6 @@ async fn ask(stream: TcpStream, request: Request<Incoming>) -> hyper::Result<Res
     sender.send_request(request).await.map(passed_back)
 }
 
-fn closing((status, why): Refused) -> Response<Body> {
-    let mut refusal = said(status, why);
-    let close = HeaderValue::from_static("close");
-    refusal.headers_mut().insert(header::CONNECTION, close);
-    refusal
+fn refused((status, why): Refused) -> Response<Body> {
+    closing(said(status, why))
 }

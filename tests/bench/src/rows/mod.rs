@@ -4,6 +4,7 @@ mod clients;
 mod dropin;
 mod life;
 mod rotation;
+mod routes;
 mod speed;
 mod upstream;
 
@@ -86,7 +87,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 10] = [
+pub const GROUPS: [&str; 11] = [
     "memory",
     "speed",
     "watchers",
@@ -96,6 +97,7 @@ pub const GROUPS: [&str; 10] = [
     "clients",
     "start",
     "upstream",
+    "routes",
     "store",
 ];
 
@@ -133,6 +135,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
     });
     group(plan, report, "upstream", |report| {
         upstream::all(plan, folder, &site, report)
+    });
+    group(plan, report, "routes", |report| {
+        routes::all(plan, folder.path(), &site, report)
     });
     group(plan, report, "store", |report| {
         life::large_store(plan, folder.path(), report)
