@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -328,6 +329,29 @@ def test_webhooks_are_signed_as_their_receivers_check_them(place):
     before = len(place.hooks.seen)
     assert place.announce("github/hook", (8 << 20) + 1)[0] == 413
     assert len(place.hooks.seen) == before
+
+
+def test_bodies_that_are_read_first_take_a_bounded_share_of_memory(place):
+    head = b"POST /v1/use/github/hook HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+
+    def begins(size):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(20)
+        sock.connect(str(place.agent.socket))
+        sock.sendall(head % size)
+        return sock, sock.recv(4096)
+
+    def act():
+        held = [begins(8 << 20) for _ in range(4)]
+        over = begins(1 << 20)
+        held.pop()[0].close()
+        again = lambda: (reply := begins(1 << 20))[1].startswith(b"HTTP/1.1 100") and reply
+        return [said for _, said in held], over[1], eventually(again)[1]
+
+    held, over, again = as_user(ALICE, act)
+    assert all(said.startswith(b"HTTP/1.1 100 Continue") for said in held)
+    assert over.startswith(b"HTTP/1.1 429") and b"retry-after: 1" in over and b"32 MiB" in over
+    assert again.startswith(b"HTTP/1.1 100 Continue"), "what is given up is free again"
 
 
 def test_the_daemons_memory_holds_no_copy_a_second_later(place):

@@ -315,13 +315,17 @@ def test_client_certificates_and_their_rotation(place):
         assert detail in reply.json()["detail"]
 
 
+# The order of the group of P-256.
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
 def private_forms(issued):
-    """A private key as it is written and as it is computed with."""
+    """A private key as it is written, and as ring computes with it (the scalar times 2^256)."""
     pem = issued.key.read_bytes()
     number = load_pem_private_key(pem, None).private_numbers().private_value
     lines = pem.decode().splitlines()
     return {f"{issued.key.name} {name}": form for name, form in {
-        "line": lines[1].encode()[8:], "big": number.to_bytes(32, "big"), "little": number.to_bytes(32, "little"),
+        "line": lines[1].encode()[8:], "big": number.to_bytes(32, "big"), "ring": ((number << 256) % ORDER).to_bytes(32, "little"),
     }.items()}
 
 

@@ -14,14 +14,12 @@ use super::insert::Insertion;
 use super::mask::Mask;
 use super::oauth2::Token;
 use super::token_request::TokenRequest;
+use super::whole::{Room, Shares};
 use super::{hmac, sigv4};
 use crate::cache::{Entry, Form, Lease, LoadError, Permit, Version};
 use crate::config::{Hmac, Inject, OAuth2, Part, SigV4, Template};
 use crate::http::Address;
 use crate::sys::arena::{Arena, Block, Full};
-
-/// A body that is signed is read first, up to this size.
-const SIGNED: u64 = 8 << 20;
 
 const NO_FIELD: &str = "the secret has no such field as this route is configured to use";
 const NO_HEADER: &str =
@@ -86,15 +84,25 @@ impl Granted<'_> {
 }
 
 impl Route {
-    /// How large a body may be that has to be read before the credential can be made; `None` where none has to.
-    #[must_use]
-    pub fn signs_body(&self, outgoing: &Outgoing) -> Option<u64> {
+    /// Room for a body that has to be read before the credential can be made; `None` where it need not be.
+    ///
+    /// # Errors
+    /// Where it is too large for that, or the bot has no room left.
+    pub(super) fn room(
+        &self,
+        outgoing: &Outgoing,
+        bot: &str,
+        announced: Option<u64>,
+    ) -> Result<Option<Room>, Failure> {
         let signs = |inject: &Inject| match inject {
             Inject::Hmac(_) => true,
             Inject::SigV4(sigv4) => sigv4::needs_body(sigv4, &outgoing.headers),
             _ => false,
         };
-        self.config.inject.iter().any(signs).then_some(SIGNED)
+        if !self.config.inject.iter().any(signs) {
+            return Ok(None);
+        }
+        Shares::room(&self.shares, bot, announced).map(Some)
     }
 
     /// Leases the secret and writes it as this route's upstream wants it; `body` is what is here of the request's.

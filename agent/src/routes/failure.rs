@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Kind;
+use super::whole::{LARGEST, SHARE};
 use crate::sys::arena::Full;
 
 /// Why there is no answer. Never holds what the upstream sent.
@@ -48,9 +49,15 @@ pub enum Failure {
     /// The caller's body must be read first, and is too large for that.
     #[error(
         "the body is signed, and so it is read whole first: it may have {} MiB, unless its client sends its SHA-256 in X-Amz-Content-Sha256 to a route with sigv4",
-        .0 >> 20
+        LARGEST >> 20
     )]
-    TooLargeToSign(u64),
+    TooLargeToSign,
+    /// The caller has as many such bodies under way as it may have.
+    #[error(
+        "bodies that are signed are read whole first, and {} MiB of this bot's are under way",
+        SHARE >> 20
+    )]
+    NoRoomToSign,
     /// What the caller sends cannot be signed.
     #[error("the request cannot be signed: {0}")]
     Unsignable(&'static str),

@@ -31,6 +31,7 @@ mod token_request;
 mod tunnel;
 mod upload;
 mod usage;
+mod whole;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -57,6 +58,7 @@ use crate::http::{self, Address};
 use oauth2::Tokens;
 use pool::Pool;
 use usage::Usage;
+use whole::Shares;
 
 /// A file of authorities larger than this is none.
 const LARGEST_CA: u64 = 1 << 20;
@@ -70,6 +72,7 @@ pub struct Route {
     tls: Tls,
     pool: Arc<Pool>,
     tokens: Arc<Tokens>,
+    shares: Arc<Shares>,
     usage: Arc<Usage>,
 }
 
@@ -86,6 +89,7 @@ enum Tls {
 pub struct Routes {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     system: Arc<OnceLock<TlsConnector>>,
+    shares: Arc<Shares>,
     approvals: Arc<Approvals>,
 }
 
@@ -99,6 +103,7 @@ impl Routes {
         let mut routes = Self {
             by_name: HashMap::new(),
             system: Arc::clone(&before.system),
+            shares: Arc::clone(&before.shares),
             approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
@@ -109,7 +114,7 @@ impl Routes {
             });
             let route = match same {
                 Some(route) => Ok(Arc::clone(route)),
-                None => Route::new(config, before.map(|old| &**old), &routes.system).map(Arc::new),
+                None => Route::new(config, before.map(|old| &**old), &routes).map(Arc::new),
             };
             match route {
                 Ok(route) => drop(routes.by_name.insert(config.name.as_str().into(), route)),
@@ -153,14 +158,10 @@ impl Routes {
 }
 
 impl Route {
-    fn new(
-        config: &config::Route,
-        before: Option<&Self>,
-        system: &Arc<OnceLock<TlsConnector>>,
-    ) -> Result<Self, String> {
+    fn new(config: &config::Route, before: Option<&Self>, all: &Routes) -> Result<Self, String> {
         let tls = match &config.ca_file {
             Some(path) => Tls::Own(own_authorities(path)?),
-            None => Tls::System(Arc::clone(system)),
+            None => Tls::System(Arc::clone(&all.system)),
         };
         // A refresh token may have come that the secret does not have.
         let kept = before.filter(|old| {
@@ -171,6 +172,7 @@ impl Route {
             tls,
             pool: Arc::default(),
             tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
+            shares: Arc::clone(&all.shares),
             usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }

@@ -10,7 +10,10 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::Route;
+use super::exchange::Outgoing;
 use super::failure::Failure;
+use super::whole::Room;
 
 /// A body of announced length up to this is read first, so that the request can be repeated.
 const SMALL: u64 = 16 * 1024;
@@ -62,16 +65,32 @@ impl Progress {
     }
 }
 
+impl Route {
+    /// Takes the body of what a bot asks, whole where it is signed.
+    ///
+    /// # Errors
+    /// Where it is too large, or does not come.
+    pub async fn take(
+        &self,
+        outgoing: &Outgoing,
+        bot: &str,
+        body: Incoming,
+    ) -> Result<(Upload, Arc<Progress>), Failure> {
+        let room = self.room(outgoing, bot, body.size_hint().exact())?;
+        Upload::of(body, self.largest_body(), room, self.patience()).await
+    }
+}
+
 impl Upload {
     /// Takes a body of at most `largest` bytes. A small one is waited for, but for no longer than `patience`; so is one
-    /// that is `signed`, which may have that many bytes.
+    /// that there is `room` for.
     ///
     /// # Errors
     /// Where it is announced to be larger, or does not come.
-    pub async fn of(
+    async fn of(
         body: Incoming,
         largest: Option<u64>,
-        signed: Option<u64>,
+        room: Option<Room>,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
@@ -79,8 +98,15 @@ impl Upload {
             return Err(Failure::BodyTooLarge);
         }
         let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
-        if is_small || signed.is_some() {
-            let read = whole(body, largest, signed.unwrap_or(SMALL));
+        if is_small || room.is_some() {
+            let most = room.as_ref().map_or(SMALL, Room::bytes);
+            let read = async {
+                let bytes = whole(body, largest, most).await?;
+                Ok(match room {
+                    Some(room) => room.holds(bytes),
+                    None => bytes,
+                })
+            };
             return Self::when_read(read, patience).await;
         }
         let progress = Arc::new(Progress::default());
@@ -140,10 +166,10 @@ impl Upload {
     }
 }
 
-async fn whole(mut body: Incoming, largest: u64, signed: u64) -> Result<Bytes, Failure> {
+async fn whole(mut body: Incoming, largest: u64, most: u64) -> Result<Bytes, Failure> {
     let check = |len: u64| match len {
         len if len > largest => Err(Failure::BodyTooLarge),
-        len if len > signed => Err(Failure::TooLargeToSign(signed)),
+        len if len > most => Err(Failure::TooLargeToSign),
         _ => Ok(()),
     };
     check(body.size_hint().lower())?;

@@ -16,7 +16,7 @@ use crate::api::id::RequestId;
 use crate::api::io::Using;
 use crate::api::surface::Surface;
 use crate::audit::{self, Event, extra};
-use crate::routes::{Failure, Limit, Progress, Route, ToApprove, Upload};
+use crate::routes::{Failure, Limit, Outgoing, Progress, Route, ToApprove, Upload};
 
 /// A body, and what was found about the call.
 pub struct Gate {
@@ -67,12 +67,11 @@ impl Gate {
     pub async fn upload(
         self,
         route: &Route,
-        signed: Option<u64>,
+        outgoing: &Outgoing,
+        bot: &str,
     ) -> Result<(Upload, Arc<Progress>), Failure> {
         match self.body {
-            Body::Untouched(body) => {
-                Upload::of(body, route.largest_body(), signed, route.patience()).await
-            }
+            Body::Untouched(body) => route.take(outgoing, bot, body).await,
             Body::Taken(taken) => taken,
         }
     }
@@ -107,8 +106,8 @@ impl Gate {
         asked: &Asked,
     ) -> Result<(), Refused> {
         // What is approved is what is shown, as far as it is small.
-        let signed = route.signs_body(&asked.outgoing);
-        self.take(|body| Upload::of(body, route.largest_body(), signed, route.patience()))
+        let bot = bound.who.bot().unwrap_or_default();
+        self.take(|body| route.take(&asked.outgoing, bot, body))
             .await;
         let body = match &self.body {
             Body::Taken(Ok((upload, _))) => upload.whole(),
@@ -118,7 +117,7 @@ impl Gate {
         let call = asked.call();
         let query = asked.outgoing.target.query.as_deref();
         let shown = ToApprove {
-            bot: bound.who.bot().unwrap_or_default().to_owned(),
+            bot: bot.to_owned(),
             route: call.route.to_owned(),
             method: call.method.to_owned(),
             path: query.map_or_else(|| call.path.to_owned(), |q| format!("{}?{q}", call.path)),

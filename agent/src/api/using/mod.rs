@@ -123,8 +123,7 @@ async fn pass(
     let approved_by = gate.approved_by;
     let mut used = Used::begin(connection, id, asked, gate.barred.clone(), approved_by).await?;
     let route = Arc::clone(&used.route);
-    let signed = route.signs_body(&asked.outgoing);
-    let taken = gate.upload(&route, signed).await;
+    let taken = gate.upload(&route, &asked.outgoing, used.bot()).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
     let mut is_again = false;
     loop {

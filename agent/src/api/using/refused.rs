@@ -45,13 +45,15 @@ impl From<&Failure> for Refused {
     fn from(failure: &Failure) -> Self {
         let code = match failure {
             Failure::Timeout(_) => Code::UpstreamTimeout,
-            Failure::BodyTooLarge | Failure::TooLargeToSign(_) => Code::TooLarge,
+            Failure::BodyTooLarge | Failure::TooLargeToSign => Code::TooLarge,
+            Failure::NoRoomToSign => Code::RateLimited,
             Failure::BodyCut | Failure::Unsignable(_) => Code::BadRequest,
             Failure::Full(_) => Code::Internal,
             _ => Code::UpstreamFailed,
         };
         Self {
             detail: Some(failure.to_string()),
+            retry_after: (code == Code::RateLimited).then_some(Duration::from_secs(1)),
             ..Self::because(code)
         }
     }

@@ -100,6 +100,11 @@ impl Used {
         self.route.credential(&granted, outgoing, body).await
     }
 
+    /// The bot whose use it is.
+    pub fn bot(&self) -> &str {
+        self.bound.who.bot().unwrap_or_default()
+    }
+
     /// Whether another version is served by now.
     pub fn is_rotated(&self) -> bool {
         let snapshot = self.connection.context.cache.snapshot();
