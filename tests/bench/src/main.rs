@@ -16,6 +16,7 @@ mod report;
 mod rows;
 mod servers;
 mod stats;
+mod traffic;
 mod watch;
 
 use std::ffi::OsString;
@@ -34,7 +35,8 @@ usage: keyhatch-bench [--quick] [--json FILE] [--only GROUP] [--without-agent]
 
   --quick          under a minute, noisier
   --json FILE      write every round's numbers there too
-  --only GROUP     only these rows: memory, speed, watchers, rotation, selectors, drop-in, clients, start, upstream, store
+  --only GROUP     only these rows: memory, speed, watchers, rotation, selectors, drop-in, clients, detection, start,
+                   upstream, store
   --without-agent  only the two servers to compare with
   fleet            what 2,000 agents ask of one upstream, simulated; or one fleet as JSON
 

@@ -1,6 +1,7 @@
 //! The rows of the report. Each group stands on its own: one that fails is named, and the next one runs.
 
 mod clients;
+mod detection;
 mod dropin;
 mod life;
 mod rotation;
@@ -86,7 +87,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 10] = [
+pub const GROUPS: [&str; 11] = [
     "memory",
     "speed",
     "watchers",
@@ -94,6 +95,7 @@ pub const GROUPS: [&str; 10] = [
     "selectors",
     "drop-in",
     "clients",
+    "detection",
     "start",
     "upstream",
     "store",
@@ -128,6 +130,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
         clients::all(plan, folder, &agent, report)
     });
     drop(agent);
+    group(plan, report, "detection", |report| {
+        detection::all(plan, &site, report)
+    });
     group(plan, report, "start", |report| {
         life::cold_start(plan, &site, "1,000", report)
     });
