@@ -249,10 +249,12 @@ fn changes(bots: &[Bot], dice: &mut Dice, events: &mut Vec<Event>) {
         });
     }
     let (upgraded, at) = (dice.below(8) as usize, START + dice.below(DAYS * DAY));
-    for event in events.iter_mut().filter(|event| event.bot == upgraded) {
-        if event.at >= at {
-            (event.program, event.why) = (1, Why::Change);
-        }
+    let after = |event: &&mut Event| event.bot == upgraded && event.at >= at;
+    for event in events.iter_mut().filter(after) {
+        event.program = 1;
+    }
+    if let Some(first) = events.iter_mut().filter(after).min_by_key(|event| event.at) {
+        (first.why, first.fresh) = (Why::Change, true);
     }
     for bot in bots[..20].iter().filter(|bot| bot.number.is_multiple_of(5)) {
         for week in 0..4 {
