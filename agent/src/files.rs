@@ -17,6 +17,9 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{getegid, geteuid};
 
+/// The most that the daemon remembers in one file.
+const RECALLED: u64 = 64 << 20;
+
 /// What a file is for, which decides who may read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
@@ -144,6 +147,15 @@ pub fn read(path: &Path, holds: Holds, trust: Trust, limit: u64) -> Result<Vec<u
         });
     }
     Ok(bytes)
+}
+
+/// Reads what [`replace`] wrote, if nobody else could have; `None` before the first time.
+pub fn recall(path: &Path, holds: Holds) -> Result<Option<Vec<u8>>, FileError> {
+    match read(path, holds, Trust::own(), RECALLED) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Replaces the file at `path` whole, readable by its owner alone: a kill at any instant leaves the old file

@@ -7,7 +7,6 @@
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::net::{TcpListener, TcpStream};
-use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
@@ -18,9 +17,9 @@ use std::thread;
 
 use keyhatch_agent::config::{self, Depth};
 use keyhatch_agent::confine::{Needs, confine};
+use keyhatch_agent::sys::map::map_executable;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::{prctl, ptrace, signal};
@@ -271,13 +270,4 @@ fn attempt_from_inside(attempt: &str, target: &str) -> io::Result<()> {
         "unshare" => Ok(unshare(CloneFlags::CLONE_NEWUSER)?),
         other => panic!("no attempt {other:?}"),
     }
-}
-
-/// Asks for memory that can be written and run.
-#[allow(unsafe_code)]
-fn map_executable() -> nix::Result<()> {
-    let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
-    let len = NonZeroUsize::new(4096).unwrap();
-    // SAFETY: a new mapping, at an address of the kernel's choosing, which nobody uses.
-    unsafe { mmap_anonymous(None, len, all, MapFlags::MAP_PRIVATE) }.map(drop)
 }

@@ -5,42 +5,44 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use keyhatch_agent::exec::{ExecError, MOST_OUTPUT, Program, Runner};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::geteuid;
+use nix::unistd::{geteuid, seteuid};
 
-/// A script, what it is called with, and how long it may run.
-const SCRIPTS: [(&str, &str, u64); 13] = [
-    ("echo", "cat; printf ' %s' \"$@\"", 20_000),
-    (
-        "environment",
-        "env; pwd; ls -l /proc/self/fd | wc -l",
-        20_000,
-    ),
-    ("user", "id -u; id -g; id -G", 20_000),
-    ("other-user", "id -u; id -g; id -G", 20_000),
-    ("nobody-there", "true", 20_000),
+/// A user that is nobody.
+const OTHER: u32 = 20001;
+
+/// What a script is called, and what it does.
+const SCRIPTS: [(&str, &str); 13] = [
+    ("echo", "cat; printf ' %s' \"$@\""),
+    ("environment", "env; pwd; ls -l /proc/self/fd | wc -l"),
+    ("user", "id -u; id -g; id -G"),
+    ("other-user", "id -u; id -g; id -G"),
+    ("nobody-there", "true"),
     (
         "fails",
         "echo CANARY-said; echo CANARY-complained >&2; exit 3",
-        20_000,
     ),
-    ("is-killed", "kill -9 $$", 20_000),
-    ("reads-nothing", "exec <&-; printf done", 20_000),
-    ("hangs", "sleep 600 & echo $$ $! > PIDS; sleep 600", 300),
+    ("is-killed", "kill -9 $$"),
+    ("reads-nothing", "exec <&-; printf done"),
+    ("hangs", "sleep 600 & echo $$ $! > PIDS; sleep 600"),
     (
         "hides",
         "setsid sh -c 'echo $$ > PIDS; exec sleep 600' & until [ -s PIDS ]; do :; done; printf done",
-        20_000,
     ),
-    ("writes", "head -c 262144 /dev/zero", 20_000),
-    ("writes-more", "head -c 262145 /dev/zero; sleep 600", 20_000),
-    ("waits", "echo $$ > PIDS; sleep 600", 20_000),
+    ("writes", "head -c 262144 /dev/zero"),
+    ("writes-more", "head -c 262145 /dev/zero; sleep 600"),
+    ("waits", "echo $$ > PIDS; sleep 600"),
 ];
+
+/// How long a script may run; the one that hangs shall not hold up the rest.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(300);
 
 struct Scene {
     dir: PathBuf,
@@ -52,7 +54,7 @@ impl Scene {
         let dir = std::env::temp_dir().join(format!("keyhatch-exec-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
-        let programs = SCRIPTS.map(|(name, body, time)| {
+        let programs = SCRIPTS.map(|(name, body)| {
             let file = dir.join(name);
             let body = body.replace("PIDS", dir.join(format!("{name}.pids")).to_str().unwrap());
             fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -64,7 +66,7 @@ impl Scene {
                     "nobody-there" => Some("no-such-user".into()),
                     _ => None,
                 },
-                timeout: Duration::from_millis(time),
+                timeout: if name == "hangs" { SHORT } else { LONG },
             }
         });
         Self {
@@ -106,6 +108,7 @@ fn eventually(holds: impl Fn() -> bool) {
 
 fn main() {
     let scene = Scene::new();
+    anothers_socket(&scene);
     let nowhere = scene.dir.join("exec.sock");
     let runner = Runner::start(&scene.programs, &nowhere).unwrap();
     assert!(runner.knows(&scene.programs) && !runner.knows(&[another()]));
@@ -122,6 +125,26 @@ fn main() {
     });
     ends(runner);
     println!("exec: ok");
+}
+
+/// The socket of a service that this user may not ask does not stand in for the helper.
+fn anothers_socket(scene: &Scene) {
+    let path = scene.dir.join("service.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+    let own = geteuid();
+    if own.is_root() {
+        assert!(
+            Runner::start(&scene.programs, &path)
+                .unwrap()
+                .knows(&[another()])
+        );
+        seteuid(OTHER.into()).unwrap();
+    }
+    let runner = Runner::start(&scene.programs, &path).unwrap();
+    assert!(runner.knows(&scene.programs) && !runner.knows(&[another()]));
+    seteuid(own).unwrap();
+    ends(runner);
 }
 
 async fn run(runner: &Runner, program: &Program, input: &[u8]) -> Result<String, ExecError> {
@@ -142,7 +165,7 @@ async fn bounds(scene: &Scene, runner: &Runner) {
     let more = run(runner, scene.named("writes-more"), b"").await;
     assert_eq!(more, Err(ExecError::TooMuch));
     let hung = run(runner, scene.named("hangs"), b"").await;
-    assert_eq!(hung, Err(ExecError::Timeout(Duration::from_millis(300))));
+    assert_eq!(hung, Err(ExecError::Timeout(SHORT)));
     scene.all_ended("hangs");
     // A program that left its group and lost its parent does not outlive the run either.
     assert_eq!(
@@ -268,7 +291,7 @@ fn another() -> Program {
     Program {
         command: vec!["/bin/true".into()],
         user: None,
-        timeout: Duration::from_secs(20),
+        timeout: LONG,
     }
 }
 

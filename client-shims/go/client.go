@@ -266,6 +266,14 @@ type Identity struct {
 	Bot      string            `json:"bot"`
 	Roles    []string          `json:"roles"`
 	Grants   []json.RawMessage `json:"grants"`
+	// Routes are those that it may use. An older agent does not say.
+	Routes []UsableRoute `json:"routes"`
+}
+
+// UsableRoute is a route that this process may use, and where its requests go.
+type UsableRoute struct {
+	Name     string `json:"name"`
+	Upstream string `json:"upstream"`
 }
 
 // Whoami gives who the agent thinks this process is.

@@ -33,6 +33,10 @@ const (
 	ErrRateLimited Kind = "RateLimited"
 	// ErrBadRequest is that the agent does not understand the request.
 	ErrBadRequest Kind = "BadRequest"
+	// ErrUpstreamFailed is that the upstream of a route could not be asked, or gave no answer that can be passed on.
+	ErrUpstreamFailed Kind = "UpstreamFailed"
+	// ErrUpstreamTimeout is that the upstream of a route was silent for too long.
+	ErrUpstreamTimeout Kind = "UpstreamTimeout"
 	// ErrFailed is any other refusal, such as a fault of the agent's own.
 	ErrFailed Kind = "Failed"
 )
@@ -101,7 +105,7 @@ func (e *Error) Unwrap() error { return e.cause }
 // Temporary says whether the same request may well succeed a little later.
 func (e *Error) Temporary() bool {
 	switch e.Kind {
-	case ErrSealed, ErrUnavailable, ErrRateLimited, ErrUnreachable, ErrTimedOut:
+	case ErrSealed, ErrUnavailable, ErrRateLimited, ErrUpstreamFailed, ErrUpstreamTimeout, ErrUnreachable, ErrTimedOut:
 		return true
 	case ErrFailed:
 		return e.Status >= 500
@@ -118,6 +122,8 @@ var codeKinds = map[string]Kind{
 	"upstream_unavailable": ErrUnavailable,
 	"audit_unavailable":    ErrUnavailable,
 	"rate_limited":         ErrRateLimited,
+	"upstream_failed":      ErrUpstreamFailed,
+	"upstream_timeout":     ErrUpstreamTimeout,
 	"bad_request":          ErrBadRequest,
 }
 

@@ -102,3 +102,15 @@ func ExampleClient_Transport() {
 	defer response.Body.Close()
 	log.Print(response.Status)
 }
+
+func ExampleRoute() {
+	github := &http.Client{Transport: keyhatch.Route("github")}
+	response, err := github.Get("https://api.github.com/user")
+	if errors.Is(err, keyhatch.ErrDenied) {
+		log.Fatal("this bot may not use the route, or the route does not allow this call")
+	} else if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	log.Print("GitHub says ", response.Status)
+}

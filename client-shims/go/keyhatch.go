@@ -18,6 +18,7 @@ package keyhatch
 
 import (
 	"context"
+	"net/http"
 	"time"
 )
 
@@ -67,4 +68,9 @@ func Watch(ctx context.Context, names ...string) (*Watcher, error) {
 // OnRotate calls [Client.OnRotate] of the [DefaultClient].
 func OnRotate(ctx context.Context, name string, tell func(*Secret)) error {
 	return DefaultClient.OnRotate(ctx, name, tell)
+}
+
+// Route calls [Client.Route] of the [DefaultClient].
+func Route(name string) http.RoundTripper {
+	return DefaultClient.Route(name)
 }

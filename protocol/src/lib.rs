@@ -11,7 +11,7 @@ mod problem;
 pub use action::Action;
 pub use message::{
     BatchError, BatchRequest, Change, ChangeKind, Health, ListReply, Listed, RotateReply,
-    SourceHealth, Whoami,
+    SourceHealth, UsableRoute, Whoami,
 };
 pub use name::{Name, NameError, percent_decode, split_field};
 pub use problem::{Code, Problem};

@@ -108,6 +108,18 @@ pub struct Whoami {
     pub roles: Vec<String>,
     /// What its roles grant, as written in the configuration.
     pub grants: Vec<serde_json::Value>,
+    /// The routes that it may use. An older agent does not say.
+    #[serde(default)]
+    pub routes: Vec<UsableRoute>,
+}
+
+/// One route that a peer may use, in [`Whoami`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsableRoute {
+    /// Its name.
+    pub name: String,
+    /// Where its requests go: `https://HOST:PORT`, or `http://HOST:PORT`.
+    pub upstream: String,
 }
 
 /// `GET /v1/health`.

@@ -27,7 +27,7 @@ from harness import ROOT, eventually
 
 RELEASES = {"bookworm": 12, "trixie": 13}
 LAB = Path(os.environ.get("KEYHATCH_LAB", ROOT / "target" / "lab"))
-PACKAGES = ["systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "systemd-journal-remote"]
+PACKAGES = ["systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "systemd-journal-remote", "polkitd"]
 
 # What the daemon needs and a container is not given by itself.
 SYSCALLS = "memfd_secret landlock_create_ruleset landlock_add_rule landlock_restrict_self"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, CANARY, KEYHATCHD, Agent, as_user, eventually
+from harness import ALICE, BOB, CANARY, KEYHATCHD, Agent, as_user
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
+from audit_log import failing_disk
 from bots import Bot, cgroups
 from harness import ALICE, CANARY, Agent, eventually
-from test_audit import failing_disk
-from test_identity import granted, stopped
+from peers import granted, stopped
 
 UNIT, OTHER, SHELL = "/system.slice/kh-test.service", "/system.slice/kh-other.service", "/user.slice/kh-shell.scope"
 TEMPLATE = "/system.slice/system-kh.slice/kh-bot@7.service"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from audit_log import NASTY, nasty_read
 from harness import ALICE, BOB, CANARY, ROOT, Agent, eventually
 from load import VALUES, Load, raw_records, read_many
-from test_audit import NASTY, nasty_read
 
 JOURNALD = "/lib/systemd/systemd-journald"
 SOCKETS = Path("/run/systemd/journal")

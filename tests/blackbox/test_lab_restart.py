@@ -59,6 +59,7 @@ while not going:
     time.sleep(max(0, 0.008 - took))
 """
 BOTS = range(4)
+SECRETS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,8 @@ ExecStart=python3 /opt/bot.py /run/bot-%i/counts
 """)
         machine.systemctl("enable", "--now", "keyhatch.socket")
         machine.run("keyhatchd", "store", "put", "app/key", stdin=CANARY)
+        others = {f"app/other-{at}": "CANARY" * 20 for at in range(SECRETS - 1)}
+        machine.run("keyhatchd", "store", "import", "--from", "json", stdin=json.dumps(others))
         machine.systemctl("start", *(f"bot@{at}" for at in BOTS))
         yield machine
 
@@ -101,7 +104,7 @@ def go_on(machine):
 
 def test_restarts_kills_upgrades_and_a_hang_fail_no_read(machine, deb):
     eventually(lambda: counts(machine), 60)
-    eventually(lambda: machine.show("keyhatch", "StatusText").startswith("Serving: 1 secrets of 1 sources for 1 bots"))
+    eventually(lambda: machine.show("keyhatch", "StatusText").startswith(f"Serving: {SECRETS} secrets of 1 sources for 1 bots"))
     for how, times in (("restart", 20), ("upgrade", 3), ("kill", 10), ("hang", 1)):
         for _ in range(times):
             pid = main_pid(machine)

@@ -2,7 +2,7 @@
 
 import json
 
-from harness import ALICE, BOB, CANARY, Agent
+from harness import ALICE, BOB, CANARY
 
 
 def test_exact_bytes_for_one_and_the_same_refusal_for_the_other(agent):

@@ -74,7 +74,12 @@ pub struct Operator {
 }
 
 impl Operator {
-    fn entry<'a>(&'a self, event: Event, decision: Verdict, id: &'a RequestId) -> Entry<'a> {
+    pub(super) fn entry<'a>(
+        &'a self,
+        event: Event,
+        decision: Verdict,
+        id: &'a RequestId,
+    ) -> Entry<'a> {
         Entry {
             decision,
             who: Some(&*self.who),
@@ -223,6 +228,12 @@ impl AdminServer {
                     return answer::problem(Code::AuditUnavailable, &id, None);
                 }
                 self.release(id, &bot)
+            }
+            (&Method::GET, "/v1/approvals") => self.waiting(),
+            (&Method::POST, "/v1/approvals/approve") => {
+                let query = parameters(request.uri().query().unwrap_or_default());
+                let wanted = query.iter().find(|(key, _)| key == "id");
+                self.approve(operator, id, wanted.map_or("", |(_, wanted)| wanted))
             }
             (_, path) if path.starts_with("/v1/store/") => {
                 let act = self.store(operator, id, request);

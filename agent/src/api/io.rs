@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 /// The second of the sweep's clock, counted from 1.
 #[derive(Default)]
@@ -42,6 +43,8 @@ pub struct Stall {
     write: AtomicU32,
     /// Requests whose bodies stream: their pauses are the upstream's.
     using: AtomicU32,
+    /// Told when there is none of them any more.
+    unused: Notify,
     /// The last read took what was there already, so that the kernel was not asked for events before it.
     at_once: AtomicBool,
 }
@@ -83,6 +86,13 @@ impl Stall {
         self.using.load(Relaxed) != 0
     }
 
+    /// Returns once no route is used on it: a WebSocket outlives the HTTP that it began as.
+    pub async fn until_unused(&self) {
+        while self.is_using() {
+            self.unused.notified().await;
+        }
+    }
+
     /// Whether an answer waits for the peer to read.
     pub fn is_writing(&self) -> bool {
         self.write.load(Relaxed) != 0
@@ -117,7 +127,9 @@ impl Using {
 
 impl Drop for Using {
     fn drop(&mut self) {
-        self.0.using.fetch_sub(1, Relaxed);
+        if self.0.using.fetch_sub(1, Relaxed) == 1 {
+            self.0.unused.notify_one();
+        }
     }
 }
 

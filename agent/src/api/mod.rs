@@ -5,6 +5,7 @@
 
 pub mod admin;
 mod answer;
+mod approvals;
 mod bind;
 mod body;
 mod connection;

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use keyhatch_protocol::{
     Action, BatchError, BatchRequest, Code, Health, ListReply, Listed, MAX_BATCH, Name,
-    SourceHealth, Whoami,
+    SourceHealth, UsableRoute, Whoami,
 };
 
 use super::answer::{self, Answer};
@@ -26,6 +26,7 @@ use super::{incoming, rotate, supply};
 use crate::audit::Event;
 use crate::cache::{Form, Freshness, LoadError, STALE};
 use crate::policy::BotMatch;
+use crate::routes::Route;
 use crate::sources::engine::Supply;
 
 /// Answers one request of the native API. A read that needs nothing but memory is answered without a future.
@@ -437,7 +438,19 @@ fn whoami(connection: &Connection, bound: &Bound) -> Whoami {
             BotMatch::Bot(id) => bound.policy.grants(*id),
             _ => Vec::new(),
         },
+        routes: usable_routes(connection, bound),
     }
+}
+
+fn usable_routes(connection: &Connection, bound: &Bound) -> Vec<UsableRoute> {
+    let routes = connection.context.routes.load();
+    let mut usable = routes.all();
+    usable.retain(|route| bound.policy.may_use(&bound.found, route.name()));
+    let told = |route: &Arc<Route>| UsableRoute {
+        name: route.name().to_owned(),
+        upstream: route.upstream().to_string(),
+    };
+    usable.into_iter().map(told).collect()
 }
 
 /// `GET /v1/health`

@@ -23,6 +23,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::Receiver;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::answer::Answer;
@@ -71,6 +72,8 @@ struct Open {
     peer: Weak<Peer>,
     /// Watches and long polls that wait on it.
     waits: Arc<AtomicU32>,
+    /// Serves it.
+    task: Option<AbortHandle>,
 }
 
 impl Open {
@@ -82,6 +85,12 @@ impl Open {
             || after < UNREAD && self.stall.is_writing()
             || after < UNASKED && (self.stall.is_asking() || has_more(&self.socket))
     }
+}
+
+/// Whether the bot has closed its end. The HTTP library does not see that while bytes wait that it has no use for yet.
+fn is_left(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
 }
 
 /// Whether a request has come in that was not looked at yet.
@@ -138,6 +147,7 @@ impl Server {
                     .saturating_add(1);
                 server.clock.set(now);
                 server.close_where(|open| open.stall.is_overdue(now, HEAD_SECONDS, WRITE_SECONDS));
+                server.end_left();
                 drop(server);
                 thread::sleep(Duration::from_secs(1));
             }
@@ -211,6 +221,7 @@ impl Server {
             stall: Arc::clone(&stall),
             peer: Arc::downgrade(&peer),
             waits: limits.waits(),
+            task: None,
         };
         self.open().insert(token, open);
         if let Some(pidfd) = peer.pidfd()
@@ -220,13 +231,16 @@ impl Server {
             peer.set_gone();
         }
         let server = Arc::clone(self);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let io = Io::new(stream, Arc::clone(&stall), Arc::clone(&server.clock));
             let context = Arc::clone(&server.context);
             let connection = Connection::new(context, peer, stall, limits, Door::Bots).await;
             serve(io, Arc::new(connection)).await;
             server.open().remove(&token);
         });
+        if let Some(open) = self.open().get_mut(&token) {
+            open.task = Some(task.abort_handle());
+        }
     }
 
     fn peer_exited(&self, token: u64) {
@@ -240,6 +254,17 @@ impl Server {
         if open.waits.load(Relaxed) > 0 {
             self.context.cache.wake();
         }
+    }
+
+    /// Ends the uses of routes whose bots have left: an upstream may be silent for long, and each takes a turn.
+    fn end_left(&self) {
+        self.open().retain(|_, open| {
+            let left = open.stall.is_using() && is_left(&open.socket);
+            if let Some(task) = open.task.as_ref().filter(|_| left) {
+                task.abort();
+            }
+            !left
+        });
     }
 
     fn close_where(&self, condition: impl Fn(&Open) -> bool) {
@@ -279,9 +304,14 @@ async fn serve(io: Io, connection: Arc<Connection>) {
     http.max_headers(HEADERS)
         .max_buf_size(HEAD_BYTES)
         .writev(true);
-    if let Err(error) = http.serve_connection(io, Handler(connection)).await {
+    let stall = Arc::clone(&connection.stall);
+    let served = http
+        .serve_connection(io, Handler(connection))
+        .with_upgrades();
+    if let Err(error) = served.await {
         tracing::debug!(%error, "a connection ended");
     }
+    stall.until_unused().await;
 }
 
 /// Hands each request of a connection to the surface that answers it.

@@ -57,7 +57,7 @@ pub enum Event {
     AdminStore,
     /// Segments were deleted by retention.
     AuditExpired,
-    /// A sealed checkpoint of the chain (later).
+    /// A sealed checkpoint of the chain.
     AuditCheckpoint,
     /// A honeytoken was asked for.
     AlertHoneytoken,

@@ -209,9 +209,9 @@ impl Lines {
     pub fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
         let mut seen = self.at;
         loop {
-            if let Some(len) = self.chunk[seen..].iter().position(|byte| *byte == b'\n') {
+            if let Some(len) = memchr::memchr(b'\n', &self.chunk[seen..]) {
                 let end = seen + len;
-                if self.chunk[self.at..end].contains(&0) {
+                if memchr::memchr(0, &self.chunk[self.at..end]).is_some() {
                     return Ok(self.none());
                 }
                 let line = self.at..end;

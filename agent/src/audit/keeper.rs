@@ -30,7 +30,7 @@ pub(super) fn run(inner: &Arc<Inner>) {
         if synced.elapsed() >= SYNC_EVERY {
             synced = Instant::now();
             // A failure has already stopped service.
-            let _ = inner.sync_to(inner.head.load(Ordering::Acquire));
+            let _ = inner.sync_sealed();
         }
         if told.elapsed() >= FLOODS_EVERY {
             told = Instant::now();
@@ -181,9 +181,19 @@ impl Inner {
         }
     }
 
-    /// The last sync and cut, after which nothing is kept.
-    pub(super) fn finish(&self) {
+    /// Seals what came since the last checkpoint and syncs it; then the key that did so can go.
+    fn sync_sealed(&self) -> Result<(), Unavailable> {
+        let next = self.seal_records();
         let synced = self.sync_to(self.head.load(Ordering::Acquire));
+        if let (Some(key), Ok(())) = (next, &synced) {
+            self.store_key(&key);
+        }
+        synced
+    }
+
+    /// The last checkpoint, sync and cut, after which nothing is kept.
+    pub(super) fn finish(&self) {
+        let synced = self.sync_sealed();
         let mut writer = self.writer();
         if synced.is_ok()
             && writer.down.is_none()

@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::alerts::Alerts;
 use super::archive::{self, Crowd, Job};
 use super::chain::Head;
+use super::checkpoint::{self, KeyFile};
 use super::entry::Entry;
 use super::event::{Event, Verdict};
 use super::feed::{self, Bell, Journal};
@@ -77,6 +78,15 @@ impl Log {
         if let Some(sent) = sent.filter(|sent| settings.journald && *sent > found.head.seq) {
             found.alerts.push(feed::ahead(sent, found.head));
         }
+        let mut key_file = settings.key_file.as_deref().map(KeyFile::new);
+        let key = match &mut key_file {
+            Some(file) => {
+                let (key, alert) = checkpoint::open(file, &settings.dir)?;
+                found.alerts.extend(alert);
+                key
+            }
+            None => None,
+        };
         let (archive, closed) = channel();
         let inner = Arc::new(Inner {
             writer: Mutex::new(Writer {
@@ -85,12 +95,15 @@ impl Log {
                 pending: Vec::new(),
                 created: true,
                 down: None,
+                key,
+                sealed: 0,
                 archive,
                 line: Vec::with_capacity(4096),
                 clock: Clock::new(),
             }),
             syncing: Mutex::new(()),
             names: Mutex::new(()),
+            key_file: Mutex::new(key_file),
             floods: Mutex::new(Floods::default()),
             head: AtomicU64::new(found.head.seq),
             // What a kill left may not be on disk: the first sync takes care of it.

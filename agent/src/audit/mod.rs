@@ -13,6 +13,7 @@
 mod alerts;
 mod archive;
 mod chain;
+mod checkpoint;
 mod entry;
 mod event;
 mod feed;
@@ -26,11 +27,14 @@ mod log;
 mod merge;
 mod pack;
 mod query;
+mod ratchet;
 mod record;
 mod recover;
 mod render;
 mod repair;
 mod report;
+mod scan;
+mod sealed;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -41,21 +45,30 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::files::FileError;
+
 pub use chain::{Hash, Head, Link};
+pub use checkpoint::{begin, load_key};
 pub use entry::{Entry, Facts, Who};
 pub use event::{Event, Verdict};
 pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
 pub use format::{format_line, safe};
 pub use log::{Log, Stats, make_folder};
-pub use query::{Filter, query};
-pub use record::{Peer, Record};
+pub use query::{Filter, lines, query};
+pub use ratchet::{Ratchet, Seal};
+pub use record::{Brief, BriefPeer, Peer, Record, Text};
 pub use render::{Phrase, extra, unescape};
 pub use report::{Bad, Report, Why};
-pub use verify::{Verifier, verify};
+pub use scan::{Part, Span, fold, parts, stream};
+pub use sealed::Sealing;
+pub use verify::{Verifier, verify, verify_sealed};
 
 /// Where journald listens for its native protocol.
 pub const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+
+/// The name in the state folder of the key of the next checkpoint.
+pub const KEY_FILE: &str = "checkpoint.key";
 
 /// How a log is kept; the contract's `[audit]`.
 #[derive(Clone, Debug)]
@@ -76,6 +89,8 @@ pub struct Settings {
     pub keep_for: Duration,
     /// What happens to requests when no record can be kept.
     pub on_failure: OnFailure,
+    /// The file with the key of sealed checkpoints, once there is one; `None` where none are made.
+    pub key_file: Option<PathBuf>,
     /// Whether records are copied into mapped pages where the file system allows it.
     pub mapped: bool,
 }
@@ -93,6 +108,7 @@ impl Settings {
             keep: 4 << 30,
             keep_for: Duration::from_secs(90 * 24 * 60 * 60),
             on_failure: OnFailure::Deny,
+            key_file: None,
             mapped: true,
         }
     }
@@ -166,6 +182,9 @@ pub enum AuditError {
     /// Two daemons must not write one log.
     #[error("another process writes the audit log in {}; stop it, or give each its own [audit] dir", .0.display())]
     Locked(PathBuf),
+    /// The key of checkpoints cannot be used.
+    #[error("no checkpoint can be sealed: {0}")]
+    Key(FileError),
     /// The segment cannot be started.
     #[error("no audit record can be kept: {0}; make room or fix the folder, then start again")]
     NotWritable(String),

@@ -1,13 +1,16 @@
 //! Finds records.
 
-use std::io;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::SystemTime;
 
+use memchr::memmem::Finder;
+
 use super::AuditError;
 use super::chain::seq_of;
-use super::files::{Lines, segments};
-use super::record::Record;
+use super::record::{Brief, Record};
+use super::render::quoted;
+use super::scan::{self, Span};
 
 /// Which records are wanted: all that is given must match. Patterns are as in grants: `*` stays within a
 /// segment, `**` crosses them; in an event `*` stands for any text.
@@ -38,15 +41,13 @@ pub struct Filter {
 impl Filter {
     /// Whether a record is wanted.
     #[must_use]
-    pub fn matches(&self, record: &Record) -> bool {
-        let peer = record.peer.as_ref();
-        let unit = peer.and_then(|peer| peer.unit.as_deref());
-        let uid = peer.and_then(|peer| peer.uid);
+    pub fn matches(&self, record: &Brief<'_>) -> bool {
+        let uid = record.peer.as_ref().and_then(|peer| peer.uid);
         let names = [
             (&self.bot, record.bot.as_deref()),
             (&self.secret, record.secret.as_deref()),
-            (&self.decision, Some(record.decision.as_str())),
-            (&self.unit, unit),
+            (&self.decision, Some(&*record.decision)),
+            (&self.unit, record.unit()),
         ];
         let event = self.event.as_ref();
         names.iter().all(|(pattern, text)| match (pattern, text) {
@@ -58,11 +59,11 @@ impl Filter {
             && self.in_time(record)
     }
 
-    fn in_time(&self, record: &Record) -> bool {
+    fn in_time(&self, record: &Brief<'_>) -> bool {
         if self.since.is_none() && self.until.is_none() {
             return true;
         }
-        record.when().is_some_and(|when| {
+        humantime::parse_rfc3339(record.time).is_ok_and(|when| {
             self.since.is_none_or(|since| when >= since)
                 && self.until.is_none_or(|until| when < until)
         })
@@ -125,33 +126,88 @@ fn skip_empty(pattern: &[u8], states: &mut [bool], segment_begins: bool) {
     }
 }
 
-/// The records of the log in `dir` that match, in their order.
-pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
-    let files = segments(dir).map_err(AuditError::io("list", dir))?;
-    let (low, high) = filter.seq.unwrap_or((0, u64::MAX));
-    let mut found = std::collections::VecDeque::new();
-    for (at, file) in files.iter().enumerate() {
-        // What a later segment has again counts there.
-        let end = files.get(at + 1).map_or(u64::MAX, |next| next.first);
-        if end <= low || file.first > high {
-            continue;
-        }
-        let fail = || AuditError::io("read", &file.path);
-        let mut lines = match Lines::open(file) {
-            // It expired since it was listed.
-            Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(fail())?,
-        };
-        while let Some(line) = lines.next_line().map_err(fail())? {
-            let wanted = seq_of(line).is_some_and(|seq| seq < end && (low..=high).contains(&seq));
-            let record = if wanted { Record::parse(line) } else { None };
-            found.extend(record.filter(|record| filter.matches(record)));
-            if let Some(limit) = filter.limit {
-                found.drain(..found.len().saturating_sub(limit));
+impl Filter {
+    /// What a line must have somewhere, as bytes, to be worth parsing. A quote inside a JSON string is escaped,
+    /// so that these are found nowhere but where a member begins.
+    fn needles(&self) -> Vec<Finder<'static>> {
+        let texts = [
+            ("bot", &self.bot),
+            ("secret", &self.secret),
+            ("event", &self.event),
+            ("decision", &self.decision),
+            ("unit", &self.unit),
+        ];
+        let mut needles: Vec<Vec<u8>> = Vec::new();
+        for (key, pattern) in texts {
+            let Some(pattern) = pattern else { continue };
+            let literal = pattern.split('*').next().unwrap_or_default();
+            let mut needle = format!("\"{key}\":").into_bytes();
+            quoted(&mut needle, literal);
+            if literal.len() < pattern.len() {
+                needle.pop();
             }
+            needles.push(needle);
+        }
+        needles.extend(self.uid.map(|uid| format!("\"uid\":{uid},").into_bytes()));
+        // The longest is the rarest, more or less.
+        needles.sort_by_key(|needle| std::cmp::Reverse(needle.len()));
+        let finder = |needle: &Vec<u8>| Finder::new(needle).into_owned();
+        needles.iter().map(finder).collect()
+    }
+
+    fn span(&self) -> Span {
+        Span {
+            seq: self.seq.unwrap_or(Span::ALL.seq),
+            since: self.since,
+            until: self.until,
         }
     }
-    Ok(found.into())
+}
+
+/// Gives the lines of the records in `dir` that match to `each`, in their order, until that says false. With a
+/// limit they are collected first.
+pub fn lines(
+    dir: &Path,
+    filter: &Filter,
+    mut each: impl FnMut(&[u8]) -> bool,
+) -> Result<(), AuditError> {
+    let (low, high) = filter.span().seq;
+    let needles = filter.needles();
+    let is_all = needles.is_empty() && filter.since.is_none() && filter.until.is_none();
+    let wanted = |line: &[u8]| {
+        seq_of(line).is_some_and(|seq| (low..=high).contains(&seq))
+            && needles.iter().all(|needle| needle.find(line).is_some())
+            && Brief::parse(line).is_some_and(|brief| is_all || filter.matches(&brief))
+    };
+    let mut parts = scan::parts(dir, filter.span())?;
+    let Some(limit) = filter.limit else {
+        return scan::stream(&parts, wanted, each);
+    };
+    // The newest are in the last parts.
+    let mut found: VecDeque<Vec<u8>> = VecDeque::new();
+    while let Some(part) = parts.pop().filter(|_| found.len() < limit) {
+        let mut here: VecDeque<Vec<u8>> = VecDeque::new();
+        let room = limit - found.len();
+        scan::stream(&[part], &wanted, |line| {
+            here.push_back(line.to_vec());
+            here.drain(..here.len().saturating_sub(room));
+            true
+        })?;
+        here.append(&mut found);
+        found = here;
+    }
+    let _ = found.iter().all(|line| each(line));
+    Ok(())
+}
+
+/// The records of the log in `dir` that match, in their order.
+pub fn query(dir: &Path, filter: &Filter) -> Result<Vec<Record>, AuditError> {
+    let mut records = Vec::new();
+    lines(dir, filter, |line| {
+        records.extend(Record::parse(line));
+        true
+    })?;
+    Ok(records)
 }
 
 #[cfg(test)]

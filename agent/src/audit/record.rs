@@ -1,9 +1,13 @@
-//! A record as it is read back.
+//! A record as it is read back: whole, or only what readers of millions look at, borrowed from its line.
 
+use std::borrow::Cow;
+use std::ops::Deref;
 use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use super::chain::Head;
 
 /// One record, and the line that it was read from.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,6 +66,72 @@ pub struct Peer {
     pub invocation_id: Option<String>,
 }
 
+/// What readers look at in each of millions of records; nothing is copied that JSON did not escape.
+#[derive(Debug, Deserialize)]
+pub struct Brief<'a> {
+    /// As [`Record::seq`].
+    pub seq: u64,
+    /// As [`Record::time`]; its text is in the order of time.
+    pub time: &'a str,
+    /// As [`Record::event`].
+    #[serde(borrow)]
+    pub event: Text<'a>,
+    /// As [`Record::decision`].
+    #[serde(borrow)]
+    pub decision: Text<'a>,
+    /// As [`Record::reason`].
+    #[serde(borrow)]
+    pub reason: Option<Text<'a>>,
+    /// As [`Record::secret`].
+    #[serde(borrow)]
+    pub secret: Option<Text<'a>>,
+    /// As [`Record::bot`].
+    #[serde(borrow)]
+    pub bot: Option<Text<'a>>,
+    /// As [`Record::peer`].
+    #[serde(borrow)]
+    pub peer: Option<BriefPeer<'a>>,
+    /// The route that was used, where one was.
+    #[serde(borrow, default)]
+    pub route: Option<Text<'a>>,
+}
+
+/// Who asked.
+#[derive(Debug, Deserialize)]
+pub struct BriefPeer<'a> {
+    /// As [`Peer::uid`].
+    pub uid: Option<u64>,
+    /// As [`Peer::unit`].
+    #[serde(borrow)]
+    pub unit: Option<Text<'a>>,
+}
+
+/// Text of a line, as it stands there where nothing in it is escaped.
+#[derive(Debug, Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'a> Brief<'a> {
+    /// Reads one line; `None` where it is not a record.
+    #[must_use]
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
+    }
+
+    /// The peer's unit.
+    #[must_use]
+    pub fn unit(&self) -> Option<&str> {
+        self.peer.as_ref()?.unit.as_deref()
+    }
+}
+
 /// The keys of every record; what else a record has was added by its event.
 const KEYS: [&str; 16] = [
     "seq",
@@ -113,6 +183,15 @@ impl Record {
             ",\"request_id\":{id},\"prev\":\"{}\",\"hash\"",
             self.prev
         ))
+    }
+
+    /// Where the chain stood before it, by its own account.
+    #[must_use]
+    pub fn before(&self) -> Option<Head> {
+        Some(Head {
+            seq: self.seq.checked_sub(1)?,
+            hash: self.prev.parse().ok()?,
+        })
     }
 
     /// When, on the wall clock.

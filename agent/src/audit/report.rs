@@ -35,6 +35,29 @@ pub enum Why {
     CutTail,
     /// Behind a gap of zeros, or unfinished in a closed segment.
     BadTail,
+    /// Records from this one up to `to` are not those that were sealed, or a checkpoint is not the host's.
+    Resealed {
+        /// The checkpoint that does not hold.
+        to: u64,
+    },
+    /// Sealed checkpoints are missing between this record and `to`.
+    SealsMissing {
+        /// How many.
+        missing: u64,
+        /// The next checkpoint that is there.
+        to: u64,
+    },
+    /// The log ends before the last checkpoint that the host has sealed.
+    SealsCut {
+        /// How many are missing.
+        missing: u64,
+    },
+    /// From this record on nothing is sealed.
+    Unsealed,
+    /// The host seals with another key from this record on.
+    OtherKey,
+    /// What the host holds is not made from the verification key.
+    KeyForged,
     /// The file cannot be read from here on, as when compressed bytes were changed.
     Unreadable {
         /// What the system or the decoder says.
@@ -57,6 +80,27 @@ impl fmt::Display for Why {
             Self::Misnamed => "the file's name says another first record",
             Self::BeginsLate => "the records before are missing and no audit.expired names them",
             Self::CutTail => "cut: the log ends before the pinned head",
+            Self::Resealed { to } => {
+                return write!(
+                    f,
+                    "rewritten: records from here on are not those that were sealed by checkpoint {to}"
+                );
+            }
+            Self::SealsMissing { missing, to } => {
+                return write!(
+                    f,
+                    "rewritten or cut: {missing} sealed checkpoints are missing before record {to}"
+                );
+            }
+            Self::SealsCut { missing } => {
+                return write!(
+                    f,
+                    "cut: the host has sealed {missing} checkpoints more than there are"
+                );
+            }
+            Self::Unsealed => "not sealed: no checkpoint of this key follows",
+            Self::OtherKey => "not sealed: the host seals with another key now",
+            Self::KeyForged => "not sealed: the key that the host holds was not made from this one",
             Self::BadTail => "the file goes on with something that is no record",
             Self::Unreadable { why } => {
                 return write!(f, "the file cannot be read from here on: {why}");
@@ -116,6 +160,8 @@ pub struct Report {
     pub first: Option<u64>,
     /// Where the chain ends.
     pub head: Option<Head>,
+    /// The last record that a sealed checkpoint stands for, where a key was given and one does.
+    pub sealed: Option<u64>,
     /// Whether the last line is unfinished, as a kill leaves it; the agent removes it when it starts.
     pub torn: bool,
     /// Bad records, the first one first.

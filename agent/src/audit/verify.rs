@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use serde_json::{Map, Value};
 use super::AuditError;
 use super::chain::{Hash, Head, Link};
 use super::files::{Lines, Tail, segments};
-use super::record::Record;
+use super::record::{Record, time_of};
 use super::report::{Bad, Report, Why};
+use super::sealed::{Sealing, Seals};
 
 #[derive(Clone, Debug, Default)]
 struct Place {
@@ -33,6 +35,11 @@ pub struct Verifier {
     lost: bool,
     again: HashMap<u64, (Hash, Place)>,
     expired: Vec<Head>,
+    seals: Option<Seals>,
+    /// The first record that the last good checkpoint does not seal.
+    unsealed: Option<(u64, Place)>,
+    /// How the last line begins: it says when it was written.
+    end: Vec<u8>,
     report: Report,
 }
 
@@ -50,8 +57,18 @@ impl Verifier {
             lost: false,
             again: HashMap::new(),
             expired: Vec::new(),
+            seals: None,
+            unsealed: None,
+            end: Vec::new(),
             report: Report::default(),
         }
+    }
+
+    /// The same; what was sealed must be as it was.
+    #[must_use]
+    pub fn with_key(self, sealing: Option<Sealing>) -> Self {
+        let seals = sealing.map(Seals::new);
+        Self { seals, ..self }
     }
 
     /// The lines that follow are of file `name`, whose first record is `first`; the file after it begins
@@ -89,9 +106,13 @@ impl Verifier {
         {
             self.bad_at(place, link.seq, Why::Rewritten);
         }
+        if self.seals.is_some() {
+            self.end.clear();
+            self.end.extend_from_slice(&bytes[..bytes.len().min(64)]);
+        }
         if self.follows(&link) {
             self.head = Some((link.head(), self.at.clone()));
-            self.note(bytes);
+            self.note(link.seq, bytes);
         }
         if self
             .pinned
@@ -163,29 +184,67 @@ impl Verifier {
         }
     }
 
-    /// Two kinds of records speak of the log itself.
-    fn note(&mut self, line: &[u8]) {
-        let has = |event: &[u8]| line.windows(event.len()).any(|window| window == event);
-        if !has(br#""event":"audit.expired""#) && !has(br#""event":"alert.chain_broken""#) {
-            return;
+    /// Some records speak of the log itself.
+    fn note(&mut self, seq: u64, line: &[u8]) {
+        if self.seals.is_some() {
+            self.unsealed.get_or_insert_with(|| (seq, self.at.clone()));
         }
-        let Some(record) = Record::parse(line) else {
+        let Some(event) = event_of_log(line) else {
             return;
         };
+        let Some(record) = Record::parse(line).filter(|record| record.event == event) else {
+            return;
+        };
+        match event {
+            EXPIRED => self.expired.extend(expired(&record.extra())),
+            CHECKPOINT => self.checkpoint(&record),
+            _ => self.noticed(&record),
+        }
+    }
+
+    fn noticed(&mut self, record: &Record) {
         let extra = record.extra();
-        if record.event == "audit.expired" {
-            self.expired.extend(expired(&extra));
-        } else if let Some(file) = extra.get("segment").and_then(Value::as_str) {
-            let first = file.get(..26).unwrap_or(file);
-            for bad in self
-                .report
-                .bad
-                .iter_mut()
-                .filter(|bad| bad.file.starts_with(first))
-            {
+        let Some(file) = extra.get("segment").and_then(Value::as_str) else {
+            return;
+        };
+        let first = file.get(..26).unwrap_or(file);
+        for bad in &mut self.report.bad {
+            if bad.file.starts_with(first) {
                 bad.noticed.get_or_insert(record.seq);
             }
         }
+    }
+
+    fn checkpoint(&mut self, record: &Record) {
+        let first = self.report.first.unwrap_or(1);
+        let Some(seals) = &mut self.seals else { return };
+        let sealed = seals.last();
+        let why = seals.checkpoint(record, first);
+        if seals.last() != sealed {
+            self.unsealed = None;
+        }
+        if let (Some(why), Some((seq, place))) = (why, self.unsealed.clone()) {
+            self.bad_seal(place, seq..=record.seq, why);
+        }
+    }
+
+    /// A seal says that something is wrong among `records`; where the chain says what, that is enough.
+    fn bad_seal(&mut self, place: Place, records: RangeInclusive<u64>, why: Why) {
+        if !self.report.bad.iter().any(|bad| records.contains(&bad.seq)) {
+            self.bad_at(place, *records.start(), why);
+        }
+    }
+
+    fn finish_seals(&mut self, end: u64) {
+        let Some(seals) = &mut self.seals else { return };
+        let why = seals.finish(time_of(&self.end));
+        self.report.sealed = seals.last();
+        let Some(why) = why else { return };
+        let (seq, place) = match (&why, self.unsealed.take()) {
+            (Why::SealsCut { .. }, _) | (_, None) => (end + 1, Place::default()),
+            (_, Some((seq, place))) => (seq, place),
+        };
+        self.bad_seal(place, seq..=u64::MAX, why);
     }
 
     fn expected(&self) -> u64 {
@@ -227,6 +286,7 @@ impl Verifier {
             self.bad_at(place, before.seq + 1, Why::BeginsLate);
         }
         let end = self.head.as_ref().map_or(0, |(head, _)| head.seq);
+        self.finish_seals(end);
         if self.pinned.is_some_and(|pin| pin.seq > end) {
             self.bad_at(Place::default(), end + 1, Why::CutTail);
         }
@@ -234,6 +294,20 @@ impl Verifier {
         self.report.bad.sort_by_key(|bad| bad.seq);
         self.report
     }
+}
+
+const EXPIRED: &str = "audit.expired";
+const CHECKPOINT: &str = "audit.checkpoint";
+const BROKEN: &str = "alert.chain_broken";
+
+/// The event of a line, if it is about the log itself. Most are not, and need no parsing to tell.
+fn event_of_log(line: &[u8]) -> Option<&'static str> {
+    const KEY: &[u8] = br#","event":"a"#;
+    let at = memchr::memmem::find(line, KEY)? + KEY.len() - 1;
+    let rest = line.get(at..)?;
+    [EXPIRED, CHECKPOINT, BROKEN]
+        .into_iter()
+        .find(|event| rest.starts_with(event.as_bytes()))
 }
 
 fn expired(extra: &Map<String, Value>) -> Option<Head> {
@@ -245,8 +319,18 @@ fn expired(extra: &Map<String, Value>) -> Option<Head> {
 
 /// Checks the log in `dir`, also while it is written and its oldest segments expire.
 pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
+    verify_sealed(dir, pinned, None)
+}
+
+/// The same, and what was sealed must be as it was.
+pub fn verify_sealed(
+    dir: &Path,
+    pinned: Option<Head>,
+    sealing: Option<&Sealing>,
+) -> Result<Report, AuditError> {
     let list = || segments(dir).map_err(AuditError::io("list", dir));
-    let mut verifier = Verifier::new(pinned);
+    let new = || Verifier::new(pinned).with_key(sealing.cloned());
+    let mut verifier = new();
     let mut files = VecDeque::from(list()?);
     while let Some(file) = files.pop_front() {
         let next = files.front().map(|next| next.first);
@@ -259,7 +343,7 @@ pub fn verify(dir: &Path, pinned: Option<Head>) -> Result<Report, AuditError> {
             // tells of it may be in a segment begun since, so the rest is listed anew. If it went in another
             // way, no `audit.expired` names it, which shows.
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
-                verifier = Verifier::new(pinned);
+                verifier = new();
                 files = list()?.into();
                 files.retain(|other| (other.first, other.kind) > (file.first, file.kind));
             }

@@ -12,11 +12,13 @@ use super::alerts::Alerts;
 use super::archive::{Crowd, Job};
 use super::chain::Hash;
 use super::chain::Head;
+use super::checkpoint::KeyFile;
 use super::entry::Entry;
 use super::event::Event;
 use super::feed::{Bell, Journal};
 use super::files::{MAX_LINE, plain_path};
 use super::flood::Floods;
+use super::ratchet::Ratchet;
 use super::render::{Clock, Now, Phrase, extra, record, record_again};
 use super::segment::{Change, Failure, Mark, Segment};
 use super::{Settings, Unavailable};
@@ -29,6 +31,8 @@ pub(super) struct Inner {
     pub syncing: Mutex<()>,
     /// Held while segment files are renamed or deleted by one thread that another creates.
     pub names: Mutex<()>,
+    /// Where the key of checkpoints is, if they can be sealed at all.
+    pub key_file: Mutex<Option<KeyFile>>,
     pub floods: Mutex<Floods>,
     pub head: AtomicU64,
     pub synced: AtomicU64,
@@ -60,6 +64,10 @@ pub(super) struct Writer {
     /// Whether a segment was created that the folder on disk may not list yet.
     pub created: bool,
     pub down: Option<Down>,
+    /// The key of the next checkpoint, where records are sealed.
+    pub key: Option<Ratchet>,
+    /// The number of the last checkpoint.
+    pub sealed: u64,
     pub archive: Sender<Job>,
     pub line: Vec<u8>,
     pub clock: Clock,
@@ -127,7 +135,7 @@ impl Inner {
         self.append_with(|writer| writer.put_again(phrase, request_id, &self.settings))
     }
 
-    fn append_with(
+    pub(super) fn append_with(
         &self,
         put: impl FnOnce(&mut Writer) -> Result<u64, Down>,
     ) -> Result<u64, Unavailable> {
@@ -190,16 +198,17 @@ impl Inner {
 impl Writer {
     /// Renders the entry as the next record and puts it into the segment.
     pub(super) fn put(&mut self, entry: &Entry<'_>, settings: &Settings) -> Result<u64, Down> {
-        let now = Now::read();
-        let mut hash = record(&mut self.line, &self.head, entry, &mut self.clock, now);
-        if self.line.len() > MAX_LINE {
+        self.put_rendered(settings, |line, head, clock, now| {
+            let hash = record(line, head, entry, clock, now);
+            if line.len() <= MAX_LINE {
+                return hash;
+            }
             let short = Entry {
                 extra: Some("\"too_long\":true"),
                 ..*entry
             };
-            hash = record(&mut self.line, &self.head, &short, &mut self.clock, now);
-        }
-        self.put_line(hash, now, settings)
+            record(line, head, &short, clock, now)
+        })
     }
 
     /// The same from a phrase.
@@ -209,23 +218,38 @@ impl Writer {
         request_id: &str,
         settings: &Settings,
     ) -> Result<u64, Down> {
-        let now = Now::read();
-        let (line, clock) = (&mut self.line, &mut self.clock);
-        let hash = record_again(line, &self.head, phrase, request_id, clock, now);
-        self.put_line(hash, now, settings)
+        self.put_rendered(settings, |line, head, clock, now| {
+            record_again(line, head, phrase, request_id, clock, now)
+        })
     }
 
-    /// Puts the rendered line into the segment.
-    fn put_line(&mut self, hash: Hash, now: Now, settings: &Settings) -> Result<u64, Down> {
-        if self.segment.is_due(self.line.len(), now.mono) {
+    /// Puts what `render` makes into the segment, or into the next one.
+    fn put_rendered(
+        &mut self,
+        settings: &Settings,
+        render: impl Fn(&mut Vec<u8>, &Head, &mut Clock, Now) -> Hash,
+    ) -> Result<u64, Down> {
+        let now = Now::read();
+        let mut hash = render(&mut self.line, &self.head, &mut self.clock, now);
+        let len = self.line.len() + self.reserve();
+        if self.segment.is_due(len, now.mono) {
+            let before = self.head.seq;
             self.switch(settings)?;
+            if self.head.seq != before {
+                hash = render(&mut self.line, &self.head, &mut self.clock, now);
+            }
         }
         self.segment.append(&self.line)?;
+        self.advance(hash);
+        Ok(self.head.seq)
+    }
+
+    /// The chain goes on after a record with that hash.
+    pub(super) fn advance(&mut self, hash: Hash) {
         self.head = Head {
             seq: self.head.seq + 1,
             hash,
         };
-        Ok(self.head.seq)
     }
 
     /// Ends the archive's thread.
@@ -233,8 +257,9 @@ impl Writer {
         let _ = self.archive.send(Job::Stop);
     }
 
-    /// Closes the segment and starts the next one.
+    /// Seals and closes the segment and starts the next one.
     pub(super) fn switch(&mut self, settings: &Settings) -> Result<(), Failure> {
+        self.checkpoint()?;
         let path = plain_path(&settings.dir, self.head.seq + 1);
         let next = Segment::create(&path, self.head, settings.segment, settings.mapped)?;
         let old = std::mem::replace(&mut self.segment, next);

@@ -1,14 +1,14 @@
 //! `keyhatchd audit`: reading the audit log. It works on the files, with or without a running daemon.
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::Subcommand;
 
-use super::{exit, fail, paths};
-use crate::audit::{self, AuditError, Filter, Hash, Head, Record};
-use crate::config::{self, Depth};
+use super::{audit_verify, exit, fail, paths};
+use crate::audit::{self, AuditError, Filter, Record};
+use crate::config::{self, Config, Depth};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -28,7 +28,12 @@ enum Verb {
     Query(Box<Query>),
     /// Check every record and the chain that binds them
     #[command(after_help = "Example: keyhatchd audit verify")]
-    Verify(Verify),
+    Verify(audit_verify::Verify),
+    /// Begin sealed checkpoints, and print the key that they are verified with, once
+    #[command(
+        after_help = "Example: keyhatchd audit keygen > /media/usb/HOST.key, then off the host: keyhatchd audit verify --dir COPY --key HOST.key"
+    )]
+    Keygen(audit_verify::Keygen),
 }
 
 /// Which log.
@@ -99,23 +104,12 @@ struct Query {
     csv: bool,
 }
 
-#[derive(clap::Args)]
-struct Verify {
-    #[command(flatten)]
-    at: At,
-    /// A record that must be there, as SEQ:HASH, noted elsewhere before
-    #[arg(long, value_parser = head)]
-    head: Option<Head>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 pub fn audit(args: Args) -> u8 {
     match args.verb {
         Verb::Tail(tail) => with_dir(&tail.at, |dir| print_tail(&dir, &tail)),
         Verb::Query(query) => with_dir(&query.at, |dir| print_query(&dir, &query)),
-        Verb::Verify(verify) => with_dir(&verify.at, |dir| print_verify(&dir, &verify)),
+        Verb::Verify(verify) => audit_verify::verify(&verify),
+        Verb::Keygen(keygen) => audit_verify::keygen(&keygen),
     }
 }
 
@@ -128,11 +122,28 @@ fn with_dir(at: &At, act: impl FnOnce(PathBuf) -> Result<u8, AuditError>) -> u8 
 }
 
 impl At {
+    /// The log of that configuration, or of the one that is found.
+    pub fn of_config(config: Option<PathBuf>) -> Self {
+        Self { dir: None, config }
+    }
+
     /// The folder that is meant: the service's where it has a configuration, else the caller's own.
     pub fn find(&self) -> Result<PathBuf, String> {
-        if let Some(dir) = &self.dir {
-            return Ok(dir.clone());
+        match &self.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => self.load().map(|config| config.audit.dir.clone()),
         }
+    }
+
+    /// The configuration that is meant; none where the folder was named itself.
+    pub fn config(&self) -> Result<Option<Config>, String> {
+        match &self.dir {
+            Some(_) => Ok(None),
+            None => self.load().map(Some),
+        }
+    }
+
+    fn load(&self) -> Result<Config, String> {
         let service = PathBuf::from(paths::CONFIG);
         let dev = paths::dev_state().map(|state| state.join("keyhatch.toml"));
         let config = self
@@ -141,20 +152,15 @@ impl At {
             .or_else(|| Some(service).filter(|path| path.exists()))
             .or_else(|| dev.filter(|path| path.exists()))
             .ok_or("no configuration found; name the log with --dir or --config")?;
-        config::load(&config, Depth::ContentOnly)
-            .map(|config| config.audit.dir.clone())
-            .map_err(|problems| {
-                problems
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            })
+        config::load(&config, Depth::ContentOnly).map_err(|problems| {
+            let problems = problems.iter().map(ToString::to_string);
+            problems.collect::<Vec<_>>().join("\n")
+        })
     }
 }
 
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
-    let color = std::io::stdout().is_terminal();
+    let color = colored();
     audit::tail(dir, args.follow, args.lines, |record| {
         let line = if args.json {
             record.line.clone()
@@ -179,56 +185,45 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
         seq: args.seq,
         limit: args.limit,
     };
-    let color = std::io::stdout().is_terminal();
-    let records = audit::query(dir, &filter)?;
+    let color = colored();
+    let mut out = BufWriter::new(std::io::stdout().lock());
     if args.csv {
-        say("seq,time,event,decision,reason,secret,version,bot,uid,pid,unit,exe,request_id");
+        let _ = writeln!(out, "{HEADER}");
     }
-    for record in &records {
-        let line = if args.json {
-            record.line.clone()
-        } else if args.csv {
-            csv(record)
-        } else {
-            audit::format_line(record, color)
-        };
-        if !say(&line) {
-            break;
+    audit::lines(dir, &filter, |line| {
+        // Who reads may have gone.
+        if args.json {
+            return out
+                .write_all(line)
+                .and_then(|()| out.write_all(b"\n"))
+                .is_ok();
         }
-    }
+        let Some(record) = Record::parse(line) else {
+            return true;
+        };
+        let text = if args.csv {
+            csv(&record)
+        } else {
+            audit::format_line(&record, color)
+        };
+        writeln!(out, "{text}").is_ok()
+    })?;
+    let _ = out.flush();
     Ok(0)
 }
 
-fn print_verify(dir: &std::path::Path, args: &Verify) -> Result<u8, AuditError> {
-    let report = audit::verify(dir, args.head)?;
-    let (seq, hash) = report
-        .head
-        .as_ref()
-        .map_or((0, String::new()), |h| (h.seq, h.hash.as_str().to_owned()));
-    if args.json {
-        let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
-        say(&serde_json::json!({
-            "whole": report.is_whole(), "segments": report.segments, "records": report.records,
-            "head": format!("{seq}:{hash}"), "bad": bad,
-        })
-        .to_string());
-    } else if report.is_whole() {
-        say(&format!(
-            "{} records in {} segments, whole; head {seq}:{hash}",
-            report.records, report.segments
-        ));
-    }
-    if report.is_whole() {
-        return Ok(0);
-    }
-    if !args.json {
-        report.bad.iter().for_each(|bad| eprintln!("{bad}"));
-    }
-    Ok(exit::FAILED)
+/// The columns of comma-separated values.
+const HEADER: &str =
+    "seq,time,event,decision,reason,secret,version,bot,uid,pid,unit,exe,request_id";
+
+/// Whether standard output shows colours, and nobody asked for none (no-color.org).
+fn colored() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal() && !unwanted
 }
 
 /// Prints a line; false once nobody reads any more.
-fn say(line: &str) -> bool {
+pub(super) fn say(line: &str) -> bool {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
 }
@@ -290,12 +285,4 @@ fn numbers(text: &str) -> Result<(u64, u64), String> {
         (Ok(first), Ok(last)) => Ok((first, last)),
         _ => Err("write a number, or FIRST-LAST".into()),
     }
-}
-
-fn head(text: &str) -> Result<Head, String> {
-    let wrong = || "write SEQ:HASH as `audit verify` prints it".to_owned();
-    let (seq, hash) = text.split_once(':').ok_or_else(wrong)?;
-    let seq = seq.parse().map_err(|_| wrong())?;
-    let hash = Hash::parse(hash.as_bytes()).ok_or_else(wrong)?;
-    Ok(Head { seq, hash })
 }

@@ -1,7 +1,9 @@
 //! The verbs of `keyhatchd`.
 
 mod admin;
+mod approve;
 mod audit;
+mod audit_verify;
 mod check;
 mod dev;
 mod exec_step;
@@ -10,6 +12,7 @@ mod generate;
 mod paths;
 mod quarantine;
 mod rotation;
+mod route;
 mod run;
 mod status;
 mod store;
@@ -75,6 +78,12 @@ enum Verb {
     /// Have the running daemon read its configuration anew; exit 78 where it is refused
     #[command(after_help = "Example: keyhatchd reload")]
     Reload(admin::Args),
+    /// Show the calls that wait for an operator, or let one go on
+    #[command(after_help = "Example: keyhatchd approve 7365e61e-00000000001f")]
+    Approve(approve::Args),
+    /// Look at what a route does
+    #[command(subcommand)]
+    Route(route::Verb),
     /// Bots that get nothing until they are released
     Quarantine(quarantine::Args),
     /// Wipe every value from memory at once
@@ -121,6 +130,8 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => admin::status(&args),
         Verb::Rotation(verb) => rotation::rotation(&verb),
         Verb::Reload(args) => admin::reload(&args),
+        Verb::Approve(args) => approve::approve(&args),
+        Verb::Route(verb) => route::route(verb),
         Verb::Quarantine(args) => quarantine::quarantine(&args),
         Verb::Seal(args) => admin::seal(&args),
         Verb::Unseal(args) => admin::unseal(&args),

@@ -41,10 +41,16 @@ fn render(answer: &Json) -> String {
             let _ = write!(line, "{cell:<width$}  ");
         }
         let _ = writeln!(out, "{}", line.trim_end());
-        if let Some(why) = at.checked_sub(1).and_then(|at| all[at]["why"].as_str()) {
-            let step = all[at - 1]["step"].as_str();
+        let Some(one) = at.checked_sub(1).map(|at| &all[at]) else {
+            continue;
+        };
+        if let Some(why) = one["why"].as_str() {
+            let step = one["step"].as_str();
             let at_step = step.map_or(String::new(), |step| format!("at {step}: "));
             let _ = writeln!(out, "  ! {at_step}{}", safe(why));
+        }
+        if let Some(why) = one["not_told"].as_str() {
+            let _ = writeln!(out, "  ! not told of it: {}", safe(why));
         }
     }
     out.truncate(out.trim_end().len());
@@ -73,7 +79,7 @@ mod tests {
     fn each_rotation_is_a_line_and_trouble_follows_it() {
         let answer = json!({ "rotations": [
             { "secret": "app/key", "driver": "generate", "last": "2026-01-01T00:00:00Z", "result": "done",
-              "next": "2026-01-31T00:00:00Z", "state": "waiting", "failures": 0 },
+              "next": "2026-01-31T00:00:00Z", "state": "waiting", "failures": 0, "not_told": "reload of bot.service: no" },
             { "secret": "app/db", "driver": "exec", "last": null, "next": "2026-01-01T00:01:00Z", "state": "failing",
               "failures": 2, "step": "set", "why": "it ended with exit code 1" },
             { "secret": "x", "driver": "exec", "state": "elsewhere", "host": "db-1" },
@@ -81,6 +87,7 @@ mod tests {
         let expected = "\
 SECRET   DRIVER    LAST                  RESULT  NEXT                  STATE
 app/key  generate  2026-01-01T00:00:00Z  done    2026-01-31T00:00:00Z  waiting
+  ! not told of it: reload of bot.service: no
 app/db   exec      -                     -       2026-01-01T00:01:00Z  failing, 2 times
   ! at set: it ended with exit code 1
 x        exec      -                     -       -                     on host db-1";

@@ -1,6 +1,14 @@
 //! `inject` of a route: where the credential goes, and how it is written there.
 
-use hyper::header::{HeaderName, HeaderValue};
+mod hmac;
+mod oauth2;
+mod sigv4;
+
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
+
+pub use hmac::{Algorithm, Encoding, Hmac, Piece, Signed};
+pub use oauth2::OAuth2;
+pub use sigv4::SigV4;
 
 use super::section::{Section, Value};
 use crate::policy::{At, Report, suggest};
@@ -29,6 +37,14 @@ pub enum Inject {
         /// The password.
         password: Template,
     },
+    /// A signature of the request for AWS.
+    SigV4(SigV4),
+    /// A signature of the body.
+    Hmac(Hmac),
+    /// `Authorization: Bearer` with a token that the agent gets.
+    OAuth2(OAuth2),
+    /// A client certificate, with the fields `certificate` and `private_key` of the secret.
+    Mtls,
 }
 
 /// A text in which the secret, or fields of it, have places.
@@ -62,17 +78,34 @@ const NOT_FOR_CREDENTIALS: [&str; 14] = [
     "if-range",
 ];
 
-const KINDS: [&str; 3] = ["header", "query", "basic"];
-const LATER_KINDS: [&str; 4] = ["sigv4", "hmac", "oauth2", "mtls"];
+const KINDS: [&str; 7] = [
+    "header", "query", "basic", "sigv4", "hmac", "oauth2", "mtls",
+];
 
 impl Inject {
     /// The templates in it.
     pub fn templates(&self) -> impl Iterator<Item = &Template> {
         let (one, two) = match self {
-            Self::Header { value, .. } | Self::Query { value, .. } => (value, None),
-            Self::Basic { user, password } => (user, Some(password)),
+            Self::Header { value, .. } | Self::Query { value, .. } => (Some(value), None),
+            Self::Basic { user, password } => (Some(user), Some(password)),
+            Self::SigV4(_) | Self::Hmac(_) | Self::OAuth2(_) | Self::Mtls => (None, None),
         };
-        std::iter::once(one).chain(two)
+        one.into_iter().chain(two)
+    }
+
+    /// Whether it uses fields of the secret by their names.
+    #[must_use]
+    pub fn names_fields(&self) -> bool {
+        match self {
+            Self::SigV4(_) | Self::OAuth2(_) | Self::Mtls => true,
+            _ => self.templates().any(|t| t.secrets().any(|f| f.is_some())),
+        }
+    }
+
+    fn uses_secret(&self) -> bool {
+        self.names_fields()
+            || matches!(self, Self::Hmac(_))
+            || self.templates().any(|t| t.secrets().next().is_some())
     }
 }
 
@@ -140,35 +173,58 @@ pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<Vec<Inject>
         else {
             continue;
         };
-        if all.iter().any(|other| other.place() == inject.place()) {
-            let text = format!("`inject` has {} twice, remove one", inject.place());
+        let places = inject.places();
+        let taken = |place: &&String| all.iter().any(|other| other.places().contains(place));
+        if let Some(place) = places.iter().find(taken) {
+            let text = format!("`inject` has {place} twice, remove one");
             report.error(&table.place(), text);
         }
         all.push(inject);
     }
-    let uses = |inject: &Inject| inject.templates().any(|t| t.secrets().next().is_some());
-    if report.errors.len() == before && !all.iter().any(uses) {
+    check_signed(&all, value, report);
+    if report.errors.len() == before && !all.iter().any(Inject::uses_secret) {
         let text = "`inject` uses no secret, write {secret} where it goes";
         report.error(&value.place(), text);
     }
     (report.errors.len() == before).then_some(all)
 }
 
+/// AWS counts the query and all its own headers as signed.
+fn check_signed(all: &[Inject], value: &Value<'_>, report: &mut Report) {
+    let is_signed = |inject: &Inject| match inject {
+        Inject::Query { .. } => true,
+        Inject::Header { name, .. } => name.as_str().starts_with("x-amz-"),
+        _ => false,
+    };
+    if all.iter().any(|inject| matches!(inject, Inject::SigV4(_)))
+        && let Some(other) = all.iter().find(|inject| is_signed(inject))
+    {
+        let place = other.places().concat();
+        let text =
+            format!("`sigv4` signs what the bot sends, which {place} is no part of, remove one");
+        report.error(&value.place(), text);
+    }
+}
+
 impl Inject {
     /// What of a request it fills, for messages.
-    fn place(&self) -> String {
+    fn places(&self) -> Vec<String> {
+        let header = |name: &HeaderName| format!("header {:?}", name.as_str());
         match self {
-            Self::Header { name, .. } => format!("header {:?}", name.as_str()),
-            Self::Query { name, .. } => format!("query parameter {name:?}"),
-            Self::Basic { .. } => "header \"authorization\"".into(),
+            Self::Header { name, .. } => vec![header(name)],
+            Self::Query { name, .. } => vec![format!("query parameter {name:?}")],
+            Self::Basic { .. } | Self::SigV4(_) | Self::OAuth2(_) => vec![header(&AUTHORIZATION)],
+            Self::Hmac(hmac) => {
+                let names = std::iter::once(&hmac.header).chain(&hmac.timestamp);
+                names.map(header).collect()
+            }
+            Self::Mtls => vec!["a client certificate".into()],
         }
     }
 }
 
 fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
-    let mut kinds = section
-        .values()
-        .filter(|value| KINDS.contains(&value.key) || LATER_KINDS.contains(&value.key));
+    let mut kinds = section.values().filter(|value| KINDS.contains(&value.key));
     let Some(kind) = kinds.next() else {
         let given = section.values().next().map_or("", |value| value.key);
         let text = format!("`inject` says not where to, {}", suggest(given, KINDS));
@@ -181,8 +237,8 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
     };
     match kind.key {
         "header" => {
-            section.check_keys(&["header", "value"], &LATER_KINDS, report);
-            let name = header_name(&kind.string(report)?, report);
+            section.check_keys(&["header", "value"], &[], report);
+            let name = header_name("header", &kind.string(report)?, report);
             let value = value(report)?;
             if !value
                 .texts()
@@ -195,7 +251,7 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
             Some(Inject::Header { name: name?, value })
         }
         "query" => {
-            section.check_keys(&["query", "value"], &LATER_KINDS, report);
+            section.check_keys(&["query", "value"], &[], report);
             let At { value: name, place } = kind.string(report)?;
             if name.is_empty() {
                 report.error(&place, "`query` is empty, name the parameter");
@@ -206,17 +262,23 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
                 value: value(report)?,
             })
         }
-        _ => {
-            section.check_keys(&["basic"], &LATER_KINDS, report);
-            basic(kind, report)
+        other => {
+            section.check_keys(&[other], &[], report);
+            match other {
+                "sigv4" => sigv4::read(&kind, report).map(Inject::SigV4),
+                "hmac" => hmac::read(&kind, report).map(Inject::Hmac),
+                "oauth2" => oauth2::read(&kind, report).map(Inject::OAuth2),
+                "mtls" => {
+                    kind.section("`mtls`", report)?.check_keys(&[], &[], report);
+                    Some(Inject::Mtls)
+                }
+                _ => basic(kind, report),
+            }
         }
     }
 }
 
 fn basic(value: Value<'_>, report: &mut Report) -> Option<Inject> {
-    if LATER_KINDS.contains(&value.key) {
-        return None;
-    }
     let section = value.section("`basic`", report)?;
     section.check_keys(&["user", "password"], &[], report);
     let mut part = |key: &str, example: &str| {
@@ -246,7 +308,7 @@ fn template(text: &At<&str>, key: &str, report: &mut Report) -> Option<Template>
         .ok()
 }
 
-fn header_name(text: &At<&str>, report: &mut Report) -> Option<HeaderName> {
+fn header_name(key: &str, text: &At<&str>, report: &mut Report) -> Option<HeaderName> {
     let problem = match text.value.parse::<HeaderName>() {
         Ok(name) if NOT_FOR_CREDENTIALS.contains(&name.as_str()) => {
             "it belongs to the message or the connection, and cannot carry a credential"
@@ -256,7 +318,7 @@ fn header_name(text: &At<&str>, report: &mut Report) -> Option<HeaderName> {
     };
     report.error(
         &text.place,
-        format!("`header` is {:?}, {problem}", text.value),
+        format!("`{key}` is {:?}, {problem}", text.value),
     );
     None
 }

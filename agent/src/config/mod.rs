@@ -5,12 +5,14 @@
 
 mod agent;
 mod audit;
+mod bounds;
 mod detect;
 mod document;
 mod dropin;
 mod held;
 mod host;
 mod inject;
+mod on_rotated;
 mod rotation;
 mod route;
 mod rules;
@@ -27,11 +29,13 @@ use toml::de::DeTable;
 
 pub use agent::{Admin, Agent, Metrics};
 pub use audit::{Audit, OnFailure, SyncMode};
+pub use bounds::{Condition, Cost, RouteLimits, Spend};
 pub use detect::{Detect, Ignore, Notify, Rule, Webhook};
 pub use dropin::{Dropin, NATIVE_PATHS, is_under};
-pub use inject::{Inject, Part, Template};
+pub use inject::{Algorithm, Encoding, Hmac, Inject, OAuth2, Part, Piece, SigV4, Signed, Template};
+pub use on_rotated::{Job, OnRotated};
 pub use rotation::{Alphabet, Driver, Every, GRACE, Program, Rotation, VaultDriver};
-pub use route::{Route, RouteLimits};
+pub use route::Route;
 pub use source::{KeySource, KeySourceError, Platform, STORE_FILE, Source, SourceKind};
 pub use stamps::Stamps;
 pub use upstream::{Aws, ClientCert, Fetching, LeasedPath, Vault, VaultAuth};

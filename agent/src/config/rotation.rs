@@ -9,7 +9,7 @@ use keyhatch_protocol::{MAX_VALUE, Name};
 
 use super::section::{Section, Value, duration, one_of};
 use super::source::{Platform, Source, SourceKind};
-use super::{Depth, held, host};
+use super::{Depth, OnRotated, held, host, on_rotated};
 use crate::calendar::{Calendar, local_zone};
 use crate::files::Holds;
 use crate::policy::{At, Place, Report};
@@ -43,6 +43,8 @@ pub struct Rotation {
     pub driver: Driver,
     /// The only host that does it.
     pub host: Option<String>,
+    /// The unit that is told of a new version.
+    pub on_rotated: Option<OnRotated>,
 }
 
 /// How often, or when.
@@ -171,8 +173,16 @@ fn read(
     depth: Depth,
     report: &mut Report,
 ) -> Option<Rotation> {
-    let known = ["secret", "every", "jitter", "grace", "driver", "host"];
-    section.check_keys(&known, &["on_rotated"], report);
+    let known = [
+        "secret",
+        "every",
+        "jitter",
+        "grace",
+        "driver",
+        "host",
+        "on_rotated",
+    ];
+    section.check_keys(&known, &[], report);
     let secret = section
         .required("secret", "\"app/session-key\"", report)
         .and_then(|value| value.string(report))
@@ -190,6 +200,9 @@ fn read(
     let host = section
         .string("host", report)
         .and_then(|text| read_host(&text, report));
+    let on_rotated = section
+        .get("on_rotated")
+        .and_then(|value| on_rotated::read(&value, report));
     let (secret, driver) = (secret?, driver?);
     check_source(&secret, &driver, sources, report);
     if matches!(driver, Driver::Exec(_)) && section.get("host").is_none() {
@@ -208,6 +221,7 @@ fn read(
         grace,
         driver,
         host,
+        on_rotated,
     })
 }
 

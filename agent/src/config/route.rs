@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyhatch_protocol::{Name, split_field};
 
-use super::audit::size;
+use super::bounds::{Condition, RouteLimits, read_conditions, read_limits};
 use super::document::Document;
 use super::inject::{self, Inject};
 use super::section::{self, Section, checked_name, duration};
@@ -38,19 +38,22 @@ pub struct Route {
     pub allow_private: bool,
     /// How much each bot may do with it.
     pub limits: RouteLimits,
+    /// What a request's body has to say.
+    pub require: Vec<Condition>,
+    /// Calls that wait for an operator.
+    pub approve: Vec<CallPattern>,
     /// How long the upstream may be silent.
     pub timeout: Duration,
 }
 
-/// How much each bot may do with a route; what is absent is unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RouteLimits {
-    /// Requests a minute.
-    pub requests_per_minute: Option<u32>,
-    /// Bytes of a request's body.
-    pub body: Option<u64>,
-    /// Requests at once.
-    pub streams: Option<u32>,
+impl Route {
+    /// The ports of the servers that its access tokens come from.
+    pub fn token_ports(&self) -> impl Iterator<Item = u16> {
+        self.inject.iter().filter_map(|inject| match inject {
+            Inject::OAuth2(oauth2) => Some(oauth2.server.target().1),
+            _ => None,
+        })
+    }
 }
 
 /// What is known of services; its format is that of routes.
@@ -104,8 +107,10 @@ fn read(
         "limits",
         "preset",
         "timeout",
+        "require",
+        "approve",
     ];
-    section.check_keys(&keys, &["approve"], report);
+    section.check_keys(&keys, &[], report);
     let name = section
         .required("name", "\"openai\"", report)
         .and_then(|name| name.string(report))
@@ -123,10 +128,11 @@ fn read(
     let allow = section
         .required("allow", "[\"GET /v1/models\"]", report)
         .and_then(|_| read_calls(section, "allow", report));
-    let deny = match section.get("deny") {
-        Some(_) => read_calls(section, "deny", report),
+    let mut calls = |key: &str| match section.get(key) {
+        Some(_) => read_calls(section, key, report),
         None => Some(Vec::new()),
     };
+    let (deny, approve) = (calls("deny"), calls("approve"));
     let route = Route {
         name: name.as_ref()?.value.clone(),
         upstream: upstream?,
@@ -136,9 +142,11 @@ fn read(
         ca_file: read_ca_file(section, depth, report),
         allow_private,
         limits: read_limits(section, report),
+        require: read_conditions(section, report),
+        approve: approve?.into_iter().map(|call| call.value).collect(),
         timeout: duration(section, "timeout", report).unwrap_or(PATIENCE),
     };
-    check_fields(&route, section, report);
+    check_inject(&route, section, report);
     let calls = RouteInput {
         name: name?,
         secret: route.secret.clone(),
@@ -232,39 +240,28 @@ fn read_ca_file(section: &Section<'_>, depth: Depth, report: &mut Report) -> Opt
     Some(path)
 }
 
-fn read_limits(section: &Section<'_>, report: &mut Report) -> RouteLimits {
-    let Some(limits) = section
-        .get("limits")
-        .and_then(|value| value.section("`limits`", report))
-    else {
-        return RouteLimits::default();
-    };
-    limits.check_keys(&["requests_per_minute", "body", "streams"], &[], report);
-    let mut at_least_one = |key: &'static str| {
-        let value = limits.get(key)?;
-        let number = value.number(report)?;
-        if number == 0 {
-            let text = format!("`{key}` is 0, so that nothing is allowed, leave the route out");
-            report.error(&value.place(), text);
-        }
-        Some(number)
-    };
-    RouteLimits {
-        requests_per_minute: at_least_one("requests_per_minute"),
-        streams: at_least_one("streams"),
-        body: size(&limits, "body", report),
-    }
-}
-
-/// A field has no fields of its own.
-fn check_fields(route: &Route, section: &Section<'_>, report: &mut Report) {
-    let mut places = route.inject.iter().flat_map(Inject::templates);
+/// A field has no fields of its own; a token and a client certificate are as secret as any credential.
+fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
+    let mut say = |text: String| report.error(&section.place_of("inject"), text);
     if let Some(field) = &route.field
-        && places.any(|template| template.secrets().any(|field| field.is_some()))
+        && route.inject.iter().any(Inject::names_fields)
     {
-        let text = format!(
+        say(format!(
             "`inject` names fields, but `secret` is the field {field:?} already, name fields in one of them"
-        );
-        report.error(&section.place_of("inject"), text);
+        ));
+    }
+    for inject in &route.inject {
+        match inject {
+            Inject::OAuth2(oauth2) if !oauth2.server.is_tls() && !route.allow_private => {
+                say(format!(
+                    "`token_url` is at {}, the credential would travel there unencrypted, use https, or say allow_private = true",
+                    oauth2.server
+                ));
+            }
+            Inject::Mtls if !route.upstream.is_tls() => {
+                say("`mtls` shows a certificate in TLS, but `upstream` is not https".into());
+            }
+            _ => {}
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -70,6 +71,18 @@ impl<'a> Value<'a> {
             _ => None,
         };
         number.or_else(|| self.wrong("a number from 0 to 4294967295", report))
+    }
+
+    /// A text, a whole number or a truth value.
+    pub(super) fn json(&self, report: &mut Report) -> Option<Json> {
+        match self.inner.get_ref() {
+            DeValue::String(text) => Some(text.as_ref().into()),
+            DeValue::Boolean(value) => Some((*value).into()),
+            DeValue::Integer(digits) => i64::from_str_radix(digits.as_str(), digits.radix())
+                .ok()
+                .map(Json::from),
+            _ => self.wrong("a text, a whole number, or true or false", report),
+        }
     }
 
     pub(super) fn is_list(&self) -> bool {

@@ -89,6 +89,7 @@ impl Needs {
         for route in &config.routes {
             needs.upstream(variable);
             needs.connect.insert(route.upstream.target().1);
+            needs.connect.extend(route.token_ports());
             if let Some(file) = &route.ca_file {
                 needs.read_beside(file);
             }

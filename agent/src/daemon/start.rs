@@ -66,7 +66,7 @@ impl Daemon {
         missing
             .iter()
             .for_each(|missing| tracing::warn!("{missing}"));
-        let (audit, notes) = Log::open(audit_settings(&config.audit))?;
+        let (audit, notes) = Log::open(audit_settings(&config.audit, state_dir))?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         let cache = Arc::new(Cache::new(arena));
         let states = Arc::new(States::default());
@@ -172,7 +172,7 @@ fn shut_in(
     Ok((needs, missing))
 }
 
-fn audit_settings(config: &config::Audit) -> audit::Settings {
+fn audit_settings(config: &config::Audit, state_dir: &Path) -> audit::Settings {
     audit::Settings {
         journald: config.journald,
         sync: match config.sync {
@@ -186,6 +186,7 @@ fn audit_settings(config: &config::Audit) -> audit::Settings {
             config::OnFailure::Deny => audit::OnFailure::Deny,
             config::OnFailure::Allow => audit::OnFailure::Allow,
         },
+        key_file: Some(state_dir.join(audit::KEY_FILE)),
         ..audit::Settings::new(&config.dir)
     }
 }

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Driver, Notify};
-use crate::rotation::Step;
 
 pub use runner::Runner;
 pub use step::serve_one;
@@ -29,6 +28,9 @@ const NOTIFY_TIME: Duration = Duration::from_secs(30);
 
 /// Where systemd starts `keyhatch-exec@.service` for each connection.
 pub const SOCKET: &str = "/run/keyhatch-exec/exec.sock";
+
+/// What a driver program is called with, one after the other, as its last argument.
+pub const STEPS: [&str; 4] = ["create", "set", "test", "finish"];
 
 /// One command line that the configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ pub fn allowed_programs(config: &Config) -> Vec<Program> {
             Driver::Exec(program) => Some(program),
             _ => None,
         });
-    let steps = drivers.flat_map(|program| Step::ALL.map(|step| of_step(program, step)));
+    let steps = drivers.flat_map(|program| STEPS.map(|step| of_step(program, step)));
     let notify = match &config.detect.notify {
         Some(Notify::Exec(command)) => Some(notify_program(command)),
         _ => None,
@@ -110,9 +112,9 @@ pub fn allowed_programs(config: &Config) -> Vec<Program> {
 
 /// A driver program as it is run for one step.
 #[must_use]
-pub fn of_step(program: &config::Program, step: Step) -> Program {
+pub fn of_step(program: &config::Program, step: &str) -> Program {
     let mut command = program.command.clone();
-    command.push(step.as_str().to_owned());
+    command.push(step.to_owned());
     Program {
         command,
         user: program.user.clone(),

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -27,10 +29,10 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// A runner that connects to `socket`, where systemd starts a process for each connection. Where nobody has
-    /// made it, and there are `programs`, a helper is forked: before any thread, any secret and the sandbox.
+    /// A runner that connects to `socket`, where systemd starts a process for each connection. Where there is none
+    /// for this user, and there are `programs`, a helper is forked: before any thread, any secret and the sandbox.
     pub fn start(programs: &[Program], socket: &Path) -> io::Result<Self> {
-        let helper = if programs.is_empty() || socket.exists() {
+        let helper = if programs.is_empty() || is_open(socket) {
             None
         } else {
             Some(Arc::new(Helper::start(programs)?))
@@ -46,7 +48,7 @@ impl Runner {
     /// starts reads it anew.
     #[must_use]
     pub fn knows(&self, programs: &[Program]) -> bool {
-        let by_systemd = self.helper.is_none() && self.socket.exists();
+        let by_systemd = self.helper.is_none() && is_open(&self.socket);
         by_systemd || programs.iter().all(|program| self.named.contains(program))
     }
 
@@ -91,10 +93,15 @@ impl Runner {
         UnixStream::connect(&self.socket)
             .await
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => ExecError::NoHelper,
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ExecError::NoHelper,
                 _ => asked(error),
             })
     }
+}
+
+/// Whether there is a socket that this user may connect to. That of a service's daemon is for its user alone.
+fn is_open(socket: &Path) -> bool {
+    faccessat(AT_FDCWD, socket, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
 }
 
 async fn receive(stream: &mut UnixStream) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {

@@ -152,27 +152,11 @@ impl Client {
         request: &Request,
         bound: &Bound,
     ) -> Result<Response, Failure> {
-        let mut message = hyper::Request::new(Full::new(request.body.clone()));
-        *message.method_mut() = request.method.clone();
-        *message.uri_mut() = request.path.parse().map_err(|_| Failure::Path)?;
-        *message.headers_mut() = request.headers.clone();
-        let host =
-            HeaderValue::from_str(&self.addresses[to].authority()).map_err(|_| Failure::Path)?;
-        message.headers_mut().insert(HOST, host);
-        let answer = sender
-            .send_request(message)
-            .await
-            .map_err(|error| unanswered(&error))?;
-        let (head, body) = answer.into_parts();
-        let body = Content::read(body, bound).await?;
+        let response = ask(&mut sender, &self.addresses[to], request, bound).await?;
         if sender.ready().await.is_ok() {
             self.pool.put(to, sender);
         }
-        Ok(Response {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        Ok(response)
     }
 
     async fn connect(&self, to: usize) -> Result<Sender, Failure> {
@@ -180,23 +164,68 @@ impl Client {
         let stream = TcpStream::connect(address.target())
             .await
             .map_err(Failure::Connect)?;
-        // A small request must not wait for the answer to the one before.
-        stream.set_nodelay(true).map_err(Failure::Connect)?;
-        if !address.is_tls() {
-            return begin(TokioIo::new(stream)).await;
-        }
-        let (Some(tls), Some(name)) = (&self.tls, address.server_name()) else {
-            return Err(Failure::Tls("is not set up".into()));
-        };
-        let stream = tls
-            .connect(name, stream)
-            .await
-            .map_err(|error| Failure::Tls(tls_words(&error)))?;
-        begin(TokioIo::new(stream)).await
+        begin(stream, address, self.tls.as_ref()).await
     }
 }
 
-async fn begin(io: impl Read + Write + Unpin + Send + 'static) -> Result<Sender, Failure> {
+/// Asks `address` on a connection of the caller's own, which ends with the answer.
+pub async fn once(
+    stream: TcpStream,
+    address: &Address,
+    tls: Option<&TlsConnector>,
+    request: &Request,
+    bound: &Bound,
+) -> Result<Response, Failure> {
+    let mut sender = begin(stream, address, tls).await?;
+    ask(&mut sender, address, request, bound).await
+}
+
+async fn ask(
+    sender: &mut Sender,
+    address: &Address,
+    request: &Request,
+    bound: &Bound,
+) -> Result<Response, Failure> {
+    let mut message = hyper::Request::new(Full::new(request.body.clone()));
+    *message.method_mut() = request.method.clone();
+    *message.uri_mut() = request.path.parse().map_err(|_| Failure::Path)?;
+    *message.headers_mut() = request.headers.clone();
+    let host = HeaderValue::from_str(&address.authority()).map_err(|_| Failure::Path)?;
+    message.headers_mut().insert(HOST, host);
+    let answer = sender
+        .send_request(message)
+        .await
+        .map_err(|error| unanswered(&error))?;
+    let (head, body) = answer.into_parts();
+    let body = Content::read(body, bound).await?;
+    Ok(Response {
+        status: head.status,
+        headers: head.headers,
+        body,
+    })
+}
+
+async fn begin(
+    stream: TcpStream,
+    address: &Address,
+    tls: Option<&TlsConnector>,
+) -> Result<Sender, Failure> {
+    // A small request must not wait for the answer to the one before.
+    stream.set_nodelay(true).map_err(Failure::Connect)?;
+    if !address.is_tls() {
+        return handshake(TokioIo::new(stream)).await;
+    }
+    let (Some(tls), Some(name)) = (tls, address.server_name()) else {
+        return Err(Failure::Tls("is not set up".into()));
+    };
+    let stream = tls
+        .connect(name, stream)
+        .await
+        .map_err(|error| Failure::Tls(tls_words(&error)))?;
+    handshake(TokioIo::new(stream)).await
+}
+
+async fn handshake(io: impl Read + Write + Unpin + Send + 'static) -> Result<Sender, Failure> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD)
         .handshake(io)

@@ -13,7 +13,7 @@ mod tests;
 mod tls;
 
 pub use address::{Address, AddressError};
-pub use client::{Client, Failure, Request, Response};
+pub use client::{Client, Failure, Request, Response, once};
 pub(crate) use client::{tls_words, unanswered};
 pub use read::{Bound, Content};
 pub use tls::{Identity, TlsError, tls};

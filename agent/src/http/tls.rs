@@ -6,6 +6,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, Error, RootCertStore};
 
 /// A client certificate and its key, both PEM.
@@ -43,6 +44,20 @@ pub enum TlsError {
     Setup(Error),
 }
 
+impl Identity<'_> {
+    fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let key = PrivateKeyDer::from_pem_slice(self.key).map_err(|_| TlsError::Key)?;
+        let chain = certificates(self.chain).ok_or(TlsError::Chain)?;
+        Ok((chain, key))
+    }
+
+    /// Both as rustls signs with them.
+    pub fn certified(&self) -> Result<CertifiedKey, TlsError> {
+        let (chain, key) = self.parse()?;
+        CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|_| TlsError::Pair)
+    }
+}
+
 /// TLS 1.2 and 1.3 with these authorities (PEM) instead of the system's, and this identity.
 pub fn tls(
     authorities: Option<&[u8]>,
@@ -59,8 +74,7 @@ pub fn tls(
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let key = PrivateKeyDer::from_pem_slice(identity.key).map_err(|_| TlsError::Key)?;
-            let chain = certificates(identity.chain).ok_or(TlsError::Chain)?;
+            let (chain, key) = identity.parse()?;
             builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|_| TlsError::Pair)?

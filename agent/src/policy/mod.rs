@@ -149,17 +149,23 @@ impl Policy {
     /// get it used either.
     pub fn decide_use(&self, who: &BotMatch, call: &Call<'_>) -> Decision {
         let granted = self.decide_route(who, call.route);
-        let Some(route) = self.route(call.route).filter(|_| granted.allowed()) else {
-            return granted;
-        };
+        match self.refuses(call) {
+            Some(refused) if granted.allowed() => refused,
+            _ => granted,
+        }
+    }
+
+    /// What a route itself has against a call, whoever makes it.
+    #[must_use]
+    pub fn refuses(&self, call: &Call<'_>) -> Option<Decision> {
+        let route = self.route(call.route)?;
         let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
         if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| is(pattern)) {
-            return Decision::new(Reason::DenyRule, Some(Arc::clone(place)));
+            let rule = Some(Arc::clone(place));
+            return Some(Decision::new(Reason::DenyRule, rule));
         }
-        if !route.allow.iter().any(is) {
-            return Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place)));
-        }
-        granted
+        let is_allowed = route.allow.iter().any(is);
+        (!is_allowed).then(|| Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place))))
     }
 
     /// Whether the peer may use the route at all, whatever it asks of it.

@@ -46,6 +46,13 @@ pub struct Plan {
     pub here: bool,
 }
 
+impl Plan {
+    /// Whether a unit is told of new versions.
+    pub fn tells(&self) -> bool {
+        self.rotation.on_rotated.is_some()
+    }
+}
+
 /// What came of asking for a rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Started {

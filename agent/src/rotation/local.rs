@@ -98,7 +98,8 @@ async fn run(
     step: Step,
     input: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, String> {
-    let output = rooms.runner.run(&exec::of_step(program, step), input).await;
+    let program = exec::of_step(program, step.as_str());
+    let output = rooms.runner.run(&program, input).await;
     output
         .map(|output| output.stdout)
         .map_err(|why| why.to_string())

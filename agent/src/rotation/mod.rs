@@ -8,10 +8,12 @@
 mod handle;
 mod local;
 mod program;
+mod records;
 pub mod schedule;
 mod service;
 mod state;
 mod status;
+mod unit;
 mod upstream;
 
 pub use handle::{Rooms, Rotations, Started};
@@ -35,4 +37,6 @@ pub enum Outcome {
     Failed(String),
     /// The grace time is over, and the version before is gone.
     GraceOver,
+    /// The agent was sealed meanwhile: the same again, once it is not.
+    Sealed,
 }

@@ -60,7 +60,7 @@ impl Timing {
     /// Takes in what the secret's current version is and how old it is, and what the clocks show.
     pub fn look(&self, state: &mut State, version: &str, age: Duration, now: &Saved) {
         if state.seen.as_ref().is_none_or(|(seen, _)| seen != version) {
-            state.seen = Some((version.to_owned(), Age::of(age, now)));
+            state.see(version, Age::of(age, now));
         }
         let Every::Calendar(calendar) = &self.every else {
             state.due = None;
@@ -177,7 +177,7 @@ impl Timing {
     pub fn done(&self, state: &mut State, version: &str, previous: Option<String>, now: &Saved) {
         state.running = None;
         state.count += 1;
-        state.seen = Some((version.to_owned(), Age::zero(now)));
+        state.see(version, Age::zero(now));
         state.grace = previous.map(|previous| Grace {
             age: Age::zero(now),
             previous,

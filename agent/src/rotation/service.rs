@@ -1,22 +1,22 @@
 //! The rotations of the running daemon: one loop that begins what is due, does its steps one after the other, and
 //! remembers how far each has come before it goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod telling;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use keyhatch_protocol::Name;
-use serde_json::{Value as Json, json};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 
 use super::handle::{Asked, Board, Plan, Rooms, Rotations, Started};
 use super::schedule::{self, Timing, Todo};
 use super::state::{Last, Memory, Running, State, Step};
-use super::{Outcome, local, status, upstream};
-use crate::audit::{Entry, Event, Verdict, extra};
+use super::{Outcome, local, records, status, upstream};
 use crate::cache::Cache;
 use crate::config::Rotation;
 use crate::sources::engine::{Wanted, saved_now};
@@ -40,9 +40,14 @@ pub struct Service {
     memory: Arc<Memory>,
     plans: BTreeMap<Name, Plan>,
     states: BTreeMap<Name, State>,
-    tasks: JoinSet<(Name, Outcome)>,
-    busy: BTreeSet<Name>,
+    tasks: JoinSet<Outcome>,
+    /// Which secret each task is about.
+    busy: HashMap<task::Id, Name>,
+    /// The tasks that tell a unit, each with the version that it is told of.
+    telling: HashMap<task::Id, (Name, String)>,
     remembered: Instant,
+    /// What came last is not on disk.
+    unsaved: bool,
 }
 
 impl Service {
@@ -56,10 +61,7 @@ impl Service {
         rooms: Rooms,
     ) -> Result<(Rotations, Self), String> {
         let memory = Memory::new(state_dir);
-        let states = memory.load().map_err(|why| {
-            let path = memory.path().display();
-            format!("{path}: {why}; put a good copy back, or remove it: what is due then counts from the values' ages")
-        })?;
+        let states = memory.load()?;
         let (asks, inbox) = mpsc::unbounded_channel();
         let board = Arc::<Board>::default();
         let mut service = Self {
@@ -70,8 +72,10 @@ impl Service {
             plans: BTreeMap::new(),
             states,
             tasks: JoinSet::new(),
-            busy: BTreeSet::new(),
+            busy: HashMap::new(),
+            telling: HashMap::new(),
             remembered: Instant::now(),
+            unsaved: false,
         };
         service.set_plans(rotations);
         service.publish();
@@ -84,7 +88,9 @@ impl Service {
             // Told or not: the times of the boot before count on from here.
             self.save().await;
         }
+        let mut swaps = self.rooms.cache.subscribe();
         loop {
+            swaps.mark_unchanged();
             let wait = self.look().await;
             self.publish();
             tokio::select! {
@@ -103,12 +109,18 @@ impl Service {
                     }
                     None => return,
                 },
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Ok((name, outcome)) = ended {
-                        self.busy.remove(&name);
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => {
+                    let (task, outcome) = ended.unwrap_or_else(|error| {
+                        (error.id(), Outcome::Failed("a bug ended it; the agent's log says where".into()))
+                    });
+                    if let Some(name) = self.busy.remove(&task) {
                         self.ended(&name, outcome).await;
+                    } else if let Some((name, version)) = self.telling.remove(&task) {
+                        self.told(&name, &version, outcome).await;
                     }
                 }
+                // A unit is told of what others change, too.
+                _ = swaps.changed(), if self.plans.values().any(Plan::tells) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -128,25 +140,26 @@ impl Service {
                 (rotation.secret.clone(), plan)
             })
             .collect();
+        self.warn_of_bus();
     }
 
     /// Begins and goes on with what can be; answers when to look again.
     async fn look(&mut self) -> Duration {
-        if self.rooms.cache.is_sealed() {
-            return LOOK.min(PAUSE);
+        // Nothing is begun on what a kill would forget.
+        if self.rooms.cache.is_sealed() || (self.unsaved && !self.save().await) {
+            return PAUSE;
         }
         let mut wait = LOOK;
-        let plans: Vec<Plan> = self
-            .plans
-            .values()
-            .filter(|plan| plan.here)
-            .cloned()
-            .collect();
+        let plans: Vec<Plan> = self.plans.values().cloned().collect();
         for plan in plans {
-            if self.busy.contains(&plan.rotation.secret) {
+            self.tell(&plan);
+            if !plan.here || self.is_busy(&plan.rotation.secret) {
                 continue;
             }
             wait = wait.min(self.look_at(&plan).await);
+            if self.unsaved {
+                return PAUSE;
+            }
         }
         if self.remembered.elapsed() > REMEMBER && !self.states.is_empty() {
             self.save().await;
@@ -176,7 +189,7 @@ impl Service {
             }
             Todo::Begin => {
                 let id = (self.rooms.ids)();
-                if self.record_start(plan, &id, Step::Create, 0)
+                if records::start(&self.rooms.audit, plan, &id, Step::Create, 0)
                     && self.begin(plan, id).await.is_some()
                 {
                     return Duration::ZERO;
@@ -188,7 +201,13 @@ impl Service {
                     return PAUSE;
                 };
                 if running.failed.is_some()
-                    && !self.record_start(plan, &running.request_id, running.step, running.failures)
+                    && !records::start(
+                        &self.rooms.audit,
+                        plan,
+                        &running.request_id,
+                        running.step,
+                        running.failures,
+                    )
                 {
                     return PAUSE;
                 }
@@ -215,10 +234,11 @@ impl Service {
         let Some((version, age)) = found.filter(|_| !self.rooms.cache.is_sealed()) else {
             return Started::Unavailable;
         };
+        let busy = self.is_busy(name);
         let state = self.states.entry(name.clone()).or_default();
         plan.timing.look(state, &version, age, &now);
         if let Some(running) = &mut state.running {
-            if self.busy.contains(name) || running.failed.is_none() {
+            if busy || running.failed.is_none() {
                 return Started::Already;
             }
             // It failed and waits: it is tried again now.
@@ -272,15 +292,13 @@ impl Service {
         {
             running.failed = None;
         }
-        self.busy.insert(name.clone());
         let (rooms, plan) = (Arc::clone(&self.rooms), plan.clone());
-        self.tasks.spawn(async move {
-            let outcome = if plan.rotation.driver.is_local() {
+        self.beside(name, async move {
+            if plan.rotation.driver.is_local() {
                 local::step(&rooms, &plan, &running).await
             } else {
                 upstream::step(&rooms, &plan, &running).await
-            };
-            (name, outcome)
+            }
         });
     }
 
@@ -288,17 +306,34 @@ impl Service {
         let name = plan.rotation.secret.clone();
         let grace = self.states.get(&name).and_then(|state| state.grace.clone());
         let Some(grace) = grace else { return };
-        self.busy.insert(name.clone());
         let (rooms, plan) = (Arc::clone(&self.rooms), plan.clone());
-        self.tasks.spawn(async move {
+        self.beside(name, async move {
             if plan.rotation.driver.is_local() {
                 while let Err(why) = local::end_grace(&rooms, &plan, grace.previous.clone()).await {
                     tracing::warn!(secret = %plan.rotation.secret, %why, "the previous version is not dropped yet");
                     tokio::time::sleep(LOOK).await;
                 }
             }
-            (name, Outcome::GraceOver)
+            Outcome::GraceOver
         });
+    }
+
+    /// Does `work` for the secret beside the loop. A seal ends it, since it holds values.
+    fn beside(&mut self, name: Name, work: impl Future<Output = Outcome> + Send + 'static) {
+        let cache = Arc::clone(&self.rooms.cache);
+        let mut swaps = cache.subscribe();
+        let task = self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                _ = swaps.wait_for(|_| cache.is_sealed()) => Outcome::Sealed,
+                outcome = work => outcome,
+            }
+        });
+        self.busy.insert(task.id(), name);
+    }
+
+    fn is_busy(&self, name: &Name) -> bool {
+        self.busy.values().any(|busy| busy == name)
     }
 
     /// Takes in what came of a step.
@@ -320,12 +355,13 @@ impl Service {
             Outcome::Next => running.step = step.next(),
             Outcome::Found(unique) => (running.unique, running.step) = (unique, Step::Set),
             Outcome::Again | Outcome::GraceOver => running.step = Step::Create,
+            Outcome::Sealed => {}
             Outcome::Failed(why) => {
                 running.failed(why.clone(), &now);
                 let again = plan.timing.pause_left(&running, &now);
                 state.running = Some(running.clone());
                 self.board.failed.fetch_add(1, Ordering::Relaxed);
-                self.alert(&plan, &running, step, &why, Some(again));
+                records::failed(&self.rooms.audit, &plan, &running, step, &why, Some(again));
                 self.save().await;
                 return;
             }
@@ -335,7 +371,7 @@ impl Service {
                     version: None,
                     why: Some(why.clone()),
                 });
-                self.alert(&plan, &running, step, &why, None);
+                records::failed(&self.rooms.audit, &plan, &running, step, &why, None);
                 self.save().await;
                 return;
             }
@@ -355,62 +391,14 @@ impl Service {
         self.save().await;
     }
 
-    /// Keeps the record of an attempt that nobody asked for. Without one nothing is done.
-    fn record_start(&self, plan: &Plan, id: &str, step: Step, failures: u32) -> bool {
-        let members = extra(&[
-            ("driver", plan.rotation.driver.word().into()),
-            ("step", step.as_str().into()),
-            ("failures", failures.into()),
-        ]);
-        let entry = Entry {
-            decision: Verdict::Info,
-            secret: Some(plan.rotation.secret.as_str()),
-            surface: "schedule",
-            request_id: Some(id),
-            extra: Some(&members),
-            ..Entry::of(Event::SecretRotate)
-        };
-        self.rooms.audit.keep(&entry).is_ok()
-    }
-
-    fn alert(
-        &self,
-        plan: &Plan,
-        running: &Running,
-        step: Step,
-        why: &str,
-        again: Option<Duration>,
-    ) {
-        let secret = plan.rotation.secret.as_str();
-        tracing::error!(secret, step = step.as_str(), %why, "a rotation failed; the value before serves on");
-        let members = extra(&[
-            ("driver", plan.rotation.driver.word().into()),
-            ("step", step.as_str().into()),
-            ("why", why.into()),
-            ("failures", running.failures.into()),
-            (
-                "again_in",
-                again.map_or(Json::Null, |again| json!(again.as_secs())),
-            ),
-        ]);
-        // The rotation is not done either way.
-        let _ = self.rooms.audit.keep(&Entry {
-            secret: Some(secret),
-            version: Some(&running.base),
-            surface: "schedule",
-            request_id: Some(&running.request_id),
-            extra: Some(&members),
-            ..Entry::of(Event::AlertRotationFailed)
-        });
-    }
-
     /// Remembers how far all have come; whether it is on disk.
     async fn save(&mut self) -> bool {
         let now = saved_now();
         self.states.values_mut().for_each(|state| state.keep(&now));
         self.remembered = Instant::now();
         let (memory, states) = (Arc::clone(&self.memory), self.states.clone());
-        let saved = tokio::task::spawn_blocking(move || memory.save(&states)).await;
+        let saved = task::spawn_blocking(move || memory.save(&states)).await;
+        self.unsaved = !matches!(saved, Ok(Ok(())));
         match saved {
             Ok(Ok(())) => true,
             Ok(Err(why)) => {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use keyhatch_protocol::Name;
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::exec::STEPS;
+use crate::files::{self, Holds};
 use crate::sources::engine::elapsed;
 use crate::store::snapshot::Saved;
 
@@ -27,18 +28,10 @@ pub enum Step {
 }
 
 impl Step {
-    /// All of them, in their order.
-    pub const ALL: [Self; 4] = [Self::Create, Self::Set, Self::Test, Self::Finish];
-
     /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Set => "set",
-            Self::Test => "test",
-            Self::Finish => "finish",
-        }
+        STEPS[self as usize]
     }
 
     /// The step after it.
@@ -104,6 +97,12 @@ pub struct State {
     pub grace: Option<Grace>,
     /// How the last one ended.
     pub last: Option<Last>,
+    /// The version that the unit of `on_rotated` has yet to be told of.
+    #[serde(default)]
+    pub untold: Option<String>,
+    /// Why it could not be told of the one before.
+    #[serde(default)]
+    pub not_told: Option<String>,
 }
 
 /// A moment of a calendar.
@@ -176,6 +175,14 @@ pub struct Last {
 }
 
 impl State {
+    /// Takes in which version is current, and how old it is. One that follows another is yet to be told of.
+    pub fn see(&mut self, version: &str, age: Age) {
+        let before = self.seen.replace((version.to_owned(), age));
+        if before.is_some_and(|(before, _)| before != version) {
+            self.untold = Some(version.to_owned());
+        }
+    }
+
     /// Notes what has passed of every time that is being measured.
     pub fn keep(&mut self, now: &Saved) {
         let seen = self.seen.as_mut().map(|(_, age)| age);
@@ -205,12 +212,18 @@ impl Memory {
     }
 
     /// What is remembered; nothing before the first time.
-    pub fn load(&self) -> io::Result<BTreeMap<Name, State>> {
-        match std::fs::read(&self.0) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(error) => Err(error),
-        }
+    ///
+    /// # Errors
+    /// What is wrong with the file, and what to do.
+    pub fn load(&self) -> Result<BTreeMap<Name, State>, String> {
+        let text = files::recall(&self.0, Holds::Access).map_err(|error| error.to_string())?;
+        let Some(text) = text else {
+            return Ok(BTreeMap::new());
+        };
+        serde_json::from_slice(&text).map_err(|why| {
+            let path = self.0.display();
+            format!("{path}: {why}; put a good copy back, or remove it: what is due then counts from the values' ages")
+        })
     }
 
     /// Remembers, synced to disk before it returns.

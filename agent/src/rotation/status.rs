@@ -38,6 +38,10 @@ pub struct Status {
     pub why: Option<String>,
     /// The host that does it.
     pub host: Option<String>,
+    /// The unit that is told of a new version.
+    pub unit: Option<String>,
+    /// Why it could not be told of the last one.
+    pub not_told: Option<String>,
 }
 
 /// How the rotation of `plan` stands now.
@@ -73,6 +77,8 @@ pub fn of(plan: &Plan, state: &State, now: &Saved) -> Status {
             .map(|(_, why)| why.clone())
             .or_else(|| last.and_then(|last| last.why.clone())),
         host: plan.rotation.host.clone(),
+        unit: plan.rotation.on_rotated.as_ref().map(|on| on.unit.clone()),
+        not_told: state.not_told.clone().filter(|_| plan.tells()),
     }
 }
 

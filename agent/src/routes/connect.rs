@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
@@ -13,9 +14,10 @@ use tokio::time::timeout;
 use super::Route;
 use super::address;
 use super::failure::Failure;
+use super::identity::Identity;
 use super::insert::{Inserting, Insertions};
 use super::upload::Upload;
-use crate::http::tls_words;
+use crate::http::{Address, tls_words};
 
 /// How long a connection may take, its name and TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -31,18 +33,20 @@ pub struct Link {
     pub insertions: Insertions,
     /// Who is at the other end.
     pub remote: SocketAddr,
+    /// The version of the secret whose certificate it was opened with, where it was.
+    pub identity: Option<Arc<str>>,
 }
 
 impl Route {
     /// A new connection to the upstream.
-    pub(super) async fn connect(&self) -> Result<Link, Failure> {
-        timeout(CONNECT, self.connect_now())
+    pub(super) async fn connect(&self, identity: Option<&Identity>) -> Result<Link, Failure> {
+        timeout(CONNECT, self.connect_now(identity))
             .await
             .unwrap_or(Err(Failure::Timeout(CONNECT)))
     }
 
-    async fn connect_now(&self) -> Result<Link, Failure> {
-        let stream = self.tcp().await?;
+    async fn connect_now(&self, identity: Option<&Identity>) -> Result<Link, Failure> {
+        let stream = tcp(&self.config.upstream, self.config.allow_private).await?;
         let remote = stream.peer_addr().map_err(Failure::Connect)?;
         // A small request must not wait for the answer to the one before.
         stream.set_nodelay(true).map_err(Failure::Connect)?;
@@ -50,8 +54,13 @@ impl Route {
         let upstream = &self.config.upstream;
         let sender = if upstream.is_tls() {
             let name = upstream.server_name().ok_or(Failure::NoAnswer)?;
-            let stream = self
-                .tls()?
+            let shown = identity.map(|identity| identity.connector(self.tls()?));
+            let shown = shown.transpose()?;
+            let tls = match &shown {
+                Some((tls, _)) => tls,
+                None => self.tls()?,
+            };
+            let stream = tls
                 .connect(name, stream)
                 .await
                 .map_err(|error| Failure::Tls(tls_words(&error)))?;
@@ -63,24 +72,26 @@ impl Route {
             sender,
             insertions,
             remote,
+            identity: identity.map(|identity| Arc::clone(&identity.version)),
         })
     }
+}
 
-    async fn tcp(&self) -> Result<TcpStream, Failure> {
-        let found = lookup_host(self.config.upstream.target()).await;
-        let mut why = Failure::Resolve(io::ErrorKind::NotFound.into());
-        for address in found.map_err(Failure::Resolve)? {
-            if let Err(kind) = address::check(address.ip(), self.config.allow_private) {
-                why = Failure::Address(address.ip(), kind);
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => why = Failure::Connect(error),
-            }
+/// A connection to one of the addresses of `server`, each checked before.
+pub(super) async fn tcp(server: &Address, allow_private: bool) -> Result<TcpStream, Failure> {
+    let found = lookup_host(server.target()).await;
+    let mut why = Failure::Resolve(io::ErrorKind::NotFound.into());
+    for address in found.map_err(Failure::Resolve)? {
+        if let Err(kind) = address::check(address.ip(), allow_private) {
+            why = Failure::Address(address.ip(), kind);
+            continue;
         }
-        Err(why)
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => why = Failure::Connect(error),
+        }
     }
+    Err(why)
 }
 
 async fn begin(

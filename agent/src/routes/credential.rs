@@ -1,18 +1,27 @@
 //! From a lease of the secret to what a request is written with, and what its answer is searched for.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use super::Route;
+use super::compose::{basic, joined, percent_encoded};
+use super::exchange::Outgoing;
 use super::failure::Failure;
+use super::identity::Identity;
 use super::insert::Insertion;
 use super::mask::Mask;
+use super::oauth2::Token;
+use super::token_request::TokenRequest;
+use super::{hmac, sigv4};
 use crate::cache::{Entry, Form, Lease, LoadError, Permit, Version};
-use crate::config::{Inject, Part, Template};
-use crate::sys::arena::{Arena, Block, Draft, Full};
+use crate::config::{Hmac, Inject, OAuth2, Part, SigV4, Template};
+use crate::http::Address;
+use crate::sys::arena::{Arena, Block, Full};
+
+/// A body that is signed is read first, up to this size.
+const SIGNED: u64 = 8 << 20;
 
 const NO_FIELD: &str = "the secret has no such field as this route is configured to use";
 const NO_HEADER: &str =
@@ -24,7 +33,13 @@ const NO_TOKEN: &str = "there are no random numbers";
 pub struct Credential {
     pub(super) insertions: Vec<Insertion>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of the bot's that it stands instead of, besides those.
+    pub(super) replaced: &'static [HeaderName],
     pub(super) query: Vec<(String, Arc<str>)>,
+    /// Path and query, where they are signed as they are written.
+    pub(super) target: Option<String>,
+    pub(super) identity: Option<Identity>,
+    pub(super) token: Option<Token>,
     pub(super) mask: Arc<Mask>,
 }
 
@@ -45,65 +60,164 @@ impl Granted<'_> {
         let Some(field) = field else {
             return Ok(self.version.lease(self.permit, Form::Raw));
         };
+        self.find(field)?.ok_or(Failure::Credential(NO_FIELD))
+    }
+
+    fn find(&self, field: &str) -> Result<Option<Lease>, Failure> {
         self.version
             .lease_field(self.permit, self.arena, self.entry, field, Form::Raw)
             .map_err(|error| match error {
                 LoadError::Full(full) => Failure::Full(full),
                 LoadError::Version(_) => Failure::Credential(NO_FIELD),
-            })?
-            .ok_or(Failure::Credential(NO_FIELD))
+            })
+    }
+
+    fn field(&self, field: &'static str) -> Result<Lease, Failure> {
+        self.find(field)?.ok_or(Failure::NoField(field))
+    }
+
+    fn identity(&self) -> Result<Identity, Failure> {
+        Ok(Identity {
+            version: Arc::clone(self.version.id()),
+            certificate: self.field("certificate")?,
+            private_key: self.field("private_key")?,
+        })
     }
 }
 
 impl Route {
-    /// Leases the secret and writes it as this route's upstream wants it.
+    /// How large a body may be that has to be read before the credential can be made; `None` where none has to.
+    #[must_use]
+    pub fn signs_body(&self, outgoing: &Outgoing) -> Option<u64> {
+        let signs = |inject: &Inject| match inject {
+            Inject::Hmac(_) => true,
+            Inject::SigV4(sigv4) => sigv4::needs_body(sigv4, &outgoing.headers),
+            _ => false,
+        };
+        self.config.inject.iter().any(signs).then_some(SIGNED)
+    }
+
+    /// Leases the secret and writes it as this route's upstream wants it; `body` is what is here of the request's.
     ///
     /// # Errors
-    /// Where the secret is not such a one.
-    pub fn credential(&self, granted: &Granted<'_>) -> Result<Credential, Failure> {
+    /// Where the secret is not such a one, or an access token is not to be had.
+    pub async fn credential(
+        &self,
+        granted: &Granted<'_>,
+        outgoing: &Outgoing,
+        body: Option<&[u8]>,
+    ) -> Result<Credential, Failure> {
         let mut writing = Writing {
             granted,
+            outgoing,
+            body,
+            upstream: &self.config.upstream,
             field: self.config.field.as_deref(),
-            token: random_token()?,
-            credential: Parts::default(),
+            nonce: random_token()?,
+            parts: Parts::default(),
         };
         for inject in &self.config.inject {
-            writing.write(inject)?;
+            if let Inject::OAuth2(oauth2) = inject {
+                let token = self
+                    .access_token(oauth2, granted, &mut writing.parts)
+                    .await?;
+                writing.bearer(token)?;
+            } else {
+                writing.write(inject)?;
+            }
         }
-        let Parts {
-            insertions,
-            headers,
-            query,
-            secrets,
-            pairs,
-        } = writing.credential;
-        let secrets = secrets.iter().map(AsRef::as_ref);
-        let values: Vec<&[u8]> = secrets.chain(pairs.iter().map(|pair| &**pair)).collect();
-        Ok(Credential {
-            insertions,
-            headers,
-            query,
-            mask: Arc::new(Mask::new(granted.arena, &values)?),
+        writing.parts.finish(granted.arena)
+    }
+
+    async fn access_token(
+        &self,
+        oauth2: &OAuth2,
+        granted: &Granted<'_>,
+        parts: &mut Parts,
+    ) -> Result<Token, Failure> {
+        let request = |refreshed| self.token_request(oauth2, granted, refreshed);
+        let version = granted.version.id();
+        let token = self.tokens.get(version, request).await?;
+        // An upstream that is the token endpoint, too, knows these.
+        parts.secrets.extend(granted.find("client_secret")?);
+        parts.secrets.extend(granted.find("refresh_token")?);
+        parts.others.extend(self.tokens.refresh(version));
+        Ok(token)
+    }
+
+    fn token_request(
+        &self,
+        oauth2: &OAuth2,
+        granted: &Granted<'_>,
+        refreshed: Option<Arc<Block>>,
+    ) -> Result<TokenRequest, Failure> {
+        let tls = if oauth2.server.is_tls() {
+            Some(self.tls()?.clone())
+        } else {
+            None
+        };
+        let identity = if self.config.inject.contains(&Inject::Mtls) {
+            Some(granted.identity()?)
+        } else {
+            None
+        };
+        Ok(TokenRequest {
+            oauth2: oauth2.clone(),
+            allow_private: self.config.allow_private,
+            tls,
+            identity,
+            arena: Arc::clone(granted.arena),
+            client_id: granted.field("client_id")?,
+            client_secret: granted.find("client_secret")?,
+            refresh_token: granted.find("refresh_token")?,
+            refreshed,
         })
     }
 }
 
 struct Writing<'a> {
     granted: &'a Granted<'a>,
+    outgoing: &'a Outgoing,
+    body: Option<&'a [u8]>,
+    upstream: &'a Address,
     /// What `{secret}` stands for, where not for the whole.
     field: Option<&'a str>,
-    token: String,
-    credential: Parts,
+    /// What the tokens of this request begin with.
+    nonce: String,
+    parts: Parts,
 }
 
 #[derive(Default)]
 struct Parts {
     insertions: Vec<Insertion>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    replaced: &'static [HeaderName],
     query: Vec<(String, Arc<str>)>,
+    target: Option<String>,
+    identity: Option<Identity>,
+    token: Option<Token>,
     secrets: Vec<Lease>,
-    /// `user:password`, which come back together.
-    pairs: Vec<Block>,
+    /// What else must not come back: `user:password` together, signatures, tokens.
+    others: Vec<Arc<Block>>,
+}
+
+impl Parts {
+    fn finish(self, arena: &Arc<Arena>) -> Result<Credential, Failure> {
+        let secrets = self.secrets.iter().map(AsRef::as_ref);
+        let others = self.others.iter().map(|other| &***other);
+        let values: Vec<&[u8]> = secrets.chain(others).collect();
+        let mask = Arc::new(Mask::new(arena, &values)?);
+        Ok(Credential {
+            insertions: self.insertions,
+            headers: self.headers,
+            replaced: self.replaced,
+            query: self.query,
+            target: self.target,
+            identity: self.identity,
+            token: self.token,
+            mask,
+        })
+    }
 }
 
 impl Writing<'_> {
@@ -115,9 +229,9 @@ impl Writing<'_> {
             }
             Inject::Query { name, value } => {
                 let value = self.fill(value)?;
-                let value = self.percent_encoded(&value)?;
+                let value = percent_encoded(self.granted.arena, &value)?;
                 let token = self.insert(value);
-                self.credential.query.push((name.clone(), token));
+                self.parts.query.push((name.clone(), token));
                 Ok(())
             }
             Inject::Basic { user, password } => {
@@ -127,11 +241,74 @@ impl Writing<'_> {
                 }
                 let password = self.fill(password)?;
                 let pair = self.joined(&[&user, b":", &password])?;
-                let value = self.basic(&pair)?;
-                self.credential.pairs.push(pair);
+                let value = basic(self.granted.arena, &pair)?;
+                self.parts.others.push(Arc::new(pair));
                 self.header(AUTHORIZATION, value)
             }
+            Inject::SigV4(sigv4) => self.sigv4(sigv4),
+            Inject::Hmac(hmac) => self.hmac(hmac),
+            Inject::Mtls => {
+                self.parts.identity = Some(self.granted.identity()?);
+                Ok(())
+            }
+            // Asked for before.
+            Inject::OAuth2(_) => Ok(()),
         }
+    }
+
+    fn bearer(&mut self, token: Token) -> Result<(), Failure> {
+        let value = self.joined(&[b"Bearer ", &token.value])?;
+        self.parts.others.push(Arc::clone(&token.value));
+        self.parts.token = Some(token);
+        self.header(AUTHORIZATION, value)
+    }
+
+    fn sigv4(&mut self, sigv4: &SigV4) -> Result<(), Failure> {
+        let id = self.granted.field("access_key_id")?;
+        let key = self.granted.field("secret_access_key")?;
+        let session = self.granted.find("session_token")?;
+        let keys = sigv4::Keys {
+            access_key_id: id.as_ref(),
+            secret_access_key: key.as_ref(),
+            session_token: session.as_ref().map(AsRef::as_ref),
+        };
+        let signed = sigv4::signed(sigv4, &keys, self.upstream, self.outgoing, self.body)?;
+        self.parts.replaced = &sigv4::OF_SIGNATURES;
+        self.parts.target = Some(signed.target);
+        for (name, value) in signed.headers {
+            let value = HeaderValue::try_from(value).map_err(|_| Failure::Credential(NO_HEADER))?;
+            self.parts.headers.push((name, value));
+        }
+        let authorization = self.joined(&[signed.authorization.as_bytes()])?;
+        self.header(AUTHORIZATION, authorization)?;
+        if let Some(session) = &session {
+            let value = self.joined(&[session.as_ref()])?;
+            self.header(sigv4::SECURITY_TOKEN, value)?;
+        }
+        let signature = self.joined(&[signed.signature.as_bytes()])?;
+        self.parts.others.push(Arc::new(signature));
+        self.parts
+            .secrets
+            .extend([id, key].into_iter().chain(session));
+        Ok(())
+    }
+
+    fn hmac(&mut self, hmac: &Hmac) -> Result<(), Failure> {
+        let key = self.granted.lease(self.field)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs().to_string();
+        let body = self.body.unwrap_or_default();
+        let signed = hmac::sign(hmac, key.as_ref(), body, &now);
+        let value = self.joined(&[signed.value.as_bytes()])?;
+        self.header(hmac.header.clone(), value)?;
+        if let Some(name) = &hmac.timestamp {
+            let now = HeaderValue::try_from(now).map_err(|_| Failure::Credential(NO_HEADER))?;
+            self.parts.headers.push((name.clone(), now));
+        }
+        let signature = self.joined(&[signed.signature.as_bytes()])?;
+        self.parts.others.push(Arc::new(signature));
+        self.parts.secrets.push(key);
+        Ok(())
     }
 
     /// The template with the secret in its places.
@@ -149,7 +326,7 @@ impl Writing<'_> {
             }
         }
         let filled = self.joined(&pieces)?;
-        self.credential.secrets.extend(leases);
+        self.parts.secrets.extend(leases);
         Ok(filled)
     }
 
@@ -160,63 +337,23 @@ impl Writing<'_> {
         }
         let token = self.insert(value);
         let token = HeaderValue::from_str(&token).map_err(|_| Failure::Credential(NO_TOKEN))?;
-        self.credential.headers.push((name, token));
+        self.parts.headers.push((name, token));
         Ok(())
     }
 
     /// The token that stands for `value` in the head.
     fn insert(&mut self, value: Block) -> Arc<str> {
-        let number = self.credential.insertions.len();
-        let token: Arc<str> = format!("{}{number:03}", self.token).into();
-        self.credential.insertions.push(Insertion {
+        let number = self.parts.insertions.len();
+        let token: Arc<str> = format!("{}{number:03}", self.nonce).into();
+        self.parts.insertions.push(Insertion {
             token: Arc::clone(&token),
             value: Arc::new(value),
         });
         token
     }
 
-    fn draft(&self, len: usize) -> Result<Draft, Full> {
-        self.granted.arena.draft(len)
-    }
-
     fn joined(&self, pieces: &[&[u8]]) -> Result<Block, Full> {
-        let mut draft = self.draft(pieces.iter().map(|piece| piece.len()).sum())?;
-        let mut at = 0;
-        for piece in pieces {
-            draft[at..at + piece.len()].copy_from_slice(piece);
-            at += piece.len();
-        }
-        Ok(draft.freeze())
-    }
-
-    fn basic(&self, pair: &[u8]) -> Result<Block, Full> {
-        const SCHEME: &[u8] = b"Basic ";
-        let mut draft = self.draft(SCHEME.len() + pair.len().div_ceil(3) * 4)?;
-        let (scheme, encoded) = draft.split_at_mut(SCHEME.len());
-        scheme.copy_from_slice(SCHEME);
-        // The room was counted by the same rule that the encoder uses, so it always fits.
-        let written = STANDARD.encode_slice(pair, encoded);
-        debug_assert!(written.is_ok());
-        Ok(draft.freeze())
-    }
-
-    fn percent_encoded(&self, value: &[u8]) -> Result<Block, Full> {
-        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        let len = value.iter().map(|byte| if plain(*byte) { 1 } else { 3 });
-        let mut draft = self.draft(len.sum())?;
-        let mut at = 0;
-        for byte in value.iter().copied() {
-            let escape = [
-                b'%',
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ];
-            let written: &[u8] = if plain(byte) { &[byte] } else { &escape };
-            draft[at..at + written.len()].copy_from_slice(written);
-            at += written.len();
-        }
-        Ok(draft.freeze())
+        joined(self.granted.arena, pieces)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::response;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -17,11 +18,14 @@ use super::connect::Link;
 use super::credential::Credential;
 use super::exchange::Answered;
 use super::failure::Failure;
+use super::headers;
 use super::mask::{Mask, Stream};
 use super::pool::Pool;
+use super::tally::Tally;
+use crate::config::Cost;
 
 /// How an answer went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Summary {
     /// Bytes of its body.
     pub received: u64,
@@ -29,10 +33,12 @@ pub struct Summary {
     pub masked: usize,
     /// Whether it came whole.
     pub complete: bool,
+    /// What it said that it cost.
+    pub cost: Option<f64>,
 }
 
 /// Told once how an answer went.
-type Told = Box<dyn FnOnce(Summary) + Send>;
+pub type Told = Box<dyn FnOnce(Summary) + Send>;
 
 /// The body of an answer.
 pub struct Download {
@@ -44,7 +50,11 @@ pub struct Download {
     /// Trailers that wait for the last bytes before them.
     trailers: Option<HeaderMap>,
     ended: bool,
+    /// How large it may be.
+    largest: u64,
     received: u64,
+    cost: Option<f64>,
+    tally: Option<Tally>,
     masked: usize,
     link: Option<Link>,
     pool: Arc<Pool>,
@@ -58,7 +68,7 @@ impl Answered {
         self,
         route: &Route,
         credential: &Credential,
-        told: impl FnOnce(Summary) + Send + 'static,
+        told: Told,
     ) -> (response::Parts, Download) {
         let Self {
             mut head,
@@ -66,6 +76,7 @@ impl Answered {
             link,
             ..
         } = self;
+        let (cost, tally) = route.counts_cost(&head.headers);
         let mask = Arc::clone(&credential.mask);
         let masked = mask.headers(&mut head.headers);
         // The reason phrase is any text, and of no use.
@@ -78,17 +89,44 @@ impl Answered {
             silence: Box::pin(sleep(route.patience())),
             trailers: None,
             ended: false,
+            largest: route.largest_answer(),
             received: 0,
+            cost,
+            tally,
             masked,
             link: Some(link),
             pool: Arc::clone(&route.pool),
-            told: Some(Box::new(told)),
+            told: Some(told),
         };
         // An answer without a body is never asked for it.
         if download.body.is_end_stream() {
             download.end();
         }
         (head, download)
+    }
+}
+
+impl Route {
+    /// How large an answer's body may be.
+    pub(super) fn largest_answer(&self) -> u64 {
+        self.config.limits.answer.unwrap_or(u64::MAX)
+    }
+
+    /// What an answer's head says that it cost, or what finds that in its body.
+    fn counts_cost(&self, headers: &HeaderMap) -> (Option<f64>, Option<Tally>) {
+        match self.config.limits.spend.as_ref().map(|spend| &spend.cost) {
+            None => (None, None),
+            Some(Cost::Header(name)) => {
+                let said = headers.get(name).and_then(|value| value.to_str().ok());
+                let cost = said.and_then(|text| text.trim().parse().ok());
+                (cost.filter(|cost: &f64| cost.is_finite()), None)
+            }
+            Some(Cost::Pointer(keys)) => {
+                let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+                let events = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+                (None, Some(Tally::new(keys, events)))
+            }
+        }
     }
 }
 
@@ -109,6 +147,13 @@ impl Download {
                 }
             });
         }
+    }
+
+    /// It ends before it is whole.
+    fn fail(&mut self) {
+        self.ended = true;
+        self.tell(false);
+        self.link = None;
     }
 
     /// What is ready and what waited, at the end of the body.
@@ -132,6 +177,7 @@ impl Download {
                 received: self.received,
                 masked: self.found(),
                 complete,
+                cost: self.tally.as_ref().and_then(Tally::cost).or(self.cost),
             });
         }
     }
@@ -177,6 +223,13 @@ impl Body for Download {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.received += data.len() as u64;
+                        if this.received > this.largest {
+                            this.fail();
+                            return Poll::Ready(Some(Err(Failure::AnswerTooLarge)));
+                        }
+                        if let Some(tally) = &mut this.tally {
+                            tally.feed(&data);
+                        }
                         let ready = this.stream.push(data);
                         // Whoever knows the length asks no more once it is there.
                         if this.body.is_end_stream() {
@@ -187,15 +240,14 @@ impl Body for Download {
                     }
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
+                        headers::from_upstream(&mut trailers);
                         this.masked += this.mask.headers(&mut trailers);
                         this.trailers = Some(trailers);
                         this.last(Bytes::new())
                     }
                 },
                 Some(Err(failure)) => {
-                    this.ended = true;
-                    this.tell(false);
-                    this.link = None;
+                    this.fail();
                     return Poll::Ready(Some(Err(failure)));
                 }
                 None => this.last(Bytes::new()),

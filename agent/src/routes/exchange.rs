@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{HOST, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::response;
-use hyper::{HeaderMap, Method, Request, Response, Uri};
+use hyper::upgrade::OnUpgrade;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::Route;
@@ -17,7 +18,8 @@ use super::connect::Link;
 use super::credential::Credential;
 use super::failure::Failure;
 use super::headers;
-use super::path::{Target, escape};
+use super::path::{Target, escape_reserved};
+use super::tunnel;
 use super::upload::{Progress, Upload};
 use crate::http;
 
@@ -29,6 +31,8 @@ pub struct Outgoing {
     pub target: Target,
     /// The bot's headers, as they came.
     pub headers: HeaderMap,
+    /// Whether it asks for a WebSocket.
+    pub websocket: bool,
 }
 
 /// An answer, of which the head is here.
@@ -39,6 +43,8 @@ pub struct Answered {
     pub(super) link: Link,
     /// Who answered.
     pub remote: SocketAddr,
+    /// The connection, once it speaks another protocol.
+    pub(super) upgrade: Option<OnUpgrade>,
 }
 
 impl Route {
@@ -60,11 +66,12 @@ impl Route {
         progress: &Arc<Progress>,
     ) -> Result<Answered, Failure> {
         loop {
-            let waited = self.pool.take();
+            let identity = credential.identity.as_ref();
+            let waited = self.pool.take(identity.map(|identity| &identity.version));
             let is_fresh = waited.is_none();
             let mut link = match waited {
                 Some(link) => link,
-                None => self.connect().await?,
+                None => self.connect(identity).await?,
             };
             // A server may close a waiting connection at any time.
             let again = upload.again().filter(|_| outgoing.method.is_idempotent());
@@ -74,7 +81,7 @@ impl Route {
             let sent = within(self.patience(), progress, sent).await?;
             link.insertions.clear();
             match sent {
-                Ok(answer) => return answered(answer, link),
+                Ok(answer) => return self.answered(outgoing, answer, link),
                 Err(mut error) => {
                     if let Some(trouble) = progress.trouble() {
                         return Err(trouble);
@@ -89,13 +96,43 @@ impl Route {
         }
     }
 
+    fn answered(
+        &self,
+        outgoing: &Outgoing,
+        mut answer: Response<Incoming>,
+        link: Link,
+    ) -> Result<Answered, Failure> {
+        let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switches && !(outgoing.websocket && tunnel::is_agreed(answer.headers())) {
+            return Err(Failure::Switched);
+        }
+        let upgrade = switches.then(|| hyper::upgrade::on(&mut answer));
+        let (mut head, body) = answer.into_parts();
+        if !body.is_end_stream() && headers::is_encoded(&head.headers) {
+            return Err(Failure::Encoded);
+        }
+        if body.size_hint().lower() > self.largest_answer() {
+            return Err(Failure::AnswerTooLarge);
+        }
+        headers::from_upstream(&mut head.headers);
+        Ok(Answered {
+            head,
+            body,
+            remote: link.remote,
+            link,
+            upgrade,
+        })
+    }
+
     fn request(
         &self,
         outgoing: &Outgoing,
         credential: &Credential,
         upload: Upload,
     ) -> Result<Request<Upload>, Failure> {
-        let injected: Vec<HeaderName> = credential.headers.iter().map(|h| h.0.clone()).collect();
+        let injected = credential.headers.iter().map(|(name, _)| name);
+        let injected: Vec<HeaderName> = injected.chain(credential.replaced).cloned().collect();
+        let framing = framing(&outgoing.method, &upload);
         let mut request = Request::new(upload);
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = uri(&outgoing.target, credential).ok_or(Failure::NoAnswer)?;
@@ -104,13 +141,31 @@ impl Route {
         let host = self.config.upstream.authority();
         let host = HeaderValue::try_from(host).map_err(|_| Failure::NoAnswer)?;
         headers.insert(HOST, host);
+        headers.extend(framing);
         headers.extend(credential.headers.iter().cloned());
+        if outgoing.websocket {
+            tunnel::switch(headers);
+        }
         Ok(request)
     }
 }
 
+/// What the HTTP library does not say by itself: that a body of unknown length comes with any method, and that an
+/// empty one does with methods that have one (RFC 9110 section 8.6).
+fn framing(method: &Method, upload: &Upload) -> Option<(HeaderName, HeaderValue)> {
+    if upload.is_end_stream() {
+        let has_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        return has_body.then_some((CONTENT_LENGTH, HeaderValue::from_static("0")));
+    }
+    let unknown = upload.size_hint().exact().is_none();
+    unknown.then_some((TRANSFER_ENCODING, HeaderValue::from_static("chunked")))
+}
+
 /// Path and query in the form that is sent, with the credential's parameters last.
 fn uri(target: &Target, credential: &Credential) -> Option<Uri> {
+    if let Some(signed) = &credential.target {
+        return signed.parse().ok();
+    }
     let mut text = target.encoded();
     let names = |name: &str| credential.query.iter().any(|(own, _)| own == name);
     let own = target.query_without(names);
@@ -122,12 +177,8 @@ fn uri(target: &Target, credential: &Credential) -> Option<Uri> {
     }
     for (name, token) in &credential.query {
         text.push(before);
-        name.bytes().for_each(|byte| match byte {
-            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
-                text.push(char::from(byte));
-            }
-            byte => escape(byte, &mut text),
-        });
+        name.bytes()
+            .for_each(|byte| escape_reserved(byte, &mut text));
         text.push('=');
         text.push_str(token);
         before = '&';
@@ -150,20 +201,6 @@ async fn within<T>(
             Err(_) => return Err(Failure::Timeout(patience)),
         }
     }
-}
-
-fn answered(answer: Response<Incoming>, link: Link) -> Result<Answered, Failure> {
-    let (mut head, body) = answer.into_parts();
-    if !body.is_end_stream() && headers::is_encoded(&head.headers) {
-        return Err(Failure::Encoded);
-    }
-    headers::from_upstream(&mut head.headers);
-    Ok(Answered {
-        head,
-        body,
-        remote: link.remote,
-        link,
-    })
 }
 
 /// TLS 1.3 tells only after the handshake that the server wants a client certificate.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Kind;
@@ -25,6 +26,11 @@ pub enum Failure {
     /// Not HTTP, or the connection ended before the answer began.
     #[error("the upstream ended the connection before it answered, or what came is not HTTP")]
     NoAnswer,
+    /// Another protocol than the bot asked for, or in a form that cannot be searched for the secret.
+    #[error(
+        "the upstream switched to a protocol that was not asked for, or to compressed WebSocket frames"
+    )]
+    Switched,
     /// Silent for too long.
     #[error("the upstream was silent for {:.0} s", .0.as_secs_f32())]
     Timeout(Duration),
@@ -33,15 +39,39 @@ pub enum Failure {
         "the upstream's answer is compressed although that was not asked for, and cannot be searched for the secret"
     )]
     Encoded,
+    /// The answer is over its limit.
+    #[error("the answer is larger than this route's limit")]
+    AnswerTooLarge,
     /// The caller's body is over its limit.
     #[error("the body is larger than this route's limit")]
     BodyTooLarge,
+    /// The caller's body must be read first, and is too large for that.
+    #[error(
+        "the body is signed, and so it is read whole first: it may have {} MiB, unless its client sends its SHA-256 in X-Amz-Content-Sha256 to a route with sigv4",
+        .0 >> 20
+    )]
+    TooLargeToSign(u64),
+    /// What the caller sends cannot be signed.
+    #[error("the request cannot be signed: {0}")]
+    Unsignable(&'static str),
     /// The caller's body did not come whole.
     #[error("the body did not arrive whole")]
     BodyCut,
     /// The secret is not what the route needs.
     #[error("{0}")]
     Credential(&'static str),
+    /// The secret is no JSON object with all that the route needs.
+    #[error("the secret has no field {0:?}, which this route is configured to use")]
+    NoField(&'static str),
+    /// The client certificate or its key is none.
+    #[error("the secret's certificate and private_key: {0}")]
+    Identity(String),
+    /// The token endpoint gave none.
+    #[error("the token endpoint: {0}")]
+    TokenEndpoint(String),
+    /// There is no access token.
+    #[error("there is no access token: {0}")]
+    Token(Arc<str>),
     /// No room for the credential.
     #[error("{0}")]
     Full(#[from] Full),

@@ -20,7 +20,7 @@ const OF_CONNECTION: [HeaderName; 11] = [
 ];
 
 /// What of a bot's own request is not passed on besides.
-const NOT_OF_BOTS: [&str; 28] = [
+const NOT_OF_BOTS: [&str; 29] = [
     // Said anew.
     "host",
     "content-length",
@@ -54,6 +54,7 @@ const NOT_OF_BOTS: [&str; 28] = [
     "accept-encoding",
     "range",
     "if-range",
+    "sec-websocket-extensions",
 ];
 
 /// What is ours to say: an answer of an upstream is told from our own by them.
@@ -89,6 +90,10 @@ pub fn to_upstream(of_bot: &HeaderMap, injected: &[HeaderName]) -> HeaderMap {
 
 /// Leaves what an upstream says of its connection, or in our name.
 pub fn from_upstream(headers: &mut HeaderMap) {
+    // The length is the chunks' to say (RFC 9112 section 6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let named = named_by_connection(headers);
     let leaves: Vec<HeaderName> = headers
         .keys()

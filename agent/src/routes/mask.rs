@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 
+use super::escapes::{self, Match};
 use super::forms::{self, SHORTEST};
 use crate::sys::arena::{Arena, Block, Full};
 
@@ -20,6 +21,8 @@ const DEPTH: usize = 3;
 pub struct Mask {
     forms: Block,
     ranges: Vec<Range<usize>>,
+    /// Which of them are the values themselves, characters of which may be escaped.
+    values: Vec<bool>,
     /// For each of the first bytes of a form: which forms (by number modulo 64) have it there.
     filter: Box<[[u64; 256]; DEPTH]>,
 }
@@ -45,23 +48,41 @@ pub struct Stream {
 impl Mask {
     /// A search for these values, as far as they are long enough.
     pub fn new(arena: &Arc<Arena>, values: &[&[u8]]) -> Result<Self, Full> {
-        let all: Vec<_> = values.iter().flat_map(|value| forms::of(value)).collect();
-        let mut draft = arena.draft(all.iter().map(|form| form.len()).sum())?;
+        let of_value = |value: &&[u8]| {
+            let all = forms::of(value).into_iter().enumerate();
+            all.map(|(number, form)| (number == 0, form))
+        };
+        let all: Vec<_> = values.iter().flat_map(of_value).collect();
+        let mut draft = arena.draft(all.iter().map(|(_, form)| form.len()).sum())?;
         let mut ranges = Vec::with_capacity(all.len());
         let mut filter = Box::new([[0; 256]; DEPTH]);
         let mut at = 0;
-        for (number, form) in all.iter().enumerate() {
+        for (number, (is_value, form)) in all.iter().enumerate() {
+            let bit = 1 << (number % 64);
             let range = at..at + form.len();
             at = range.end;
             draft[range.clone()].copy_from_slice(form);
             ranges.push(range);
             for (column, byte) in filter.iter_mut().zip(form.iter()) {
-                column[usize::from(*byte)] |= 1 << (number % 64);
+                column[usize::from(*byte)] |= bit;
+            }
+            if *is_value {
+                let (first, second) = escapes::beginnings(form);
+                let [in_first, in_second, in_third] = &mut *filter;
+                let mark = |column: &mut [u64; 256], bytes: &[u8]| {
+                    bytes
+                        .iter()
+                        .for_each(|byte| column[usize::from(*byte)] |= bit);
+                };
+                mark(in_first, &first);
+                mark(in_second, &second);
+                in_third.iter_mut().for_each(|forms| *forms |= bit);
             }
         }
         Ok(Self {
             forms: draft.freeze(),
             ranges,
+            values: all.iter().map(|(is_value, _)| *is_value).collect(),
             filter,
         })
     }
@@ -78,9 +99,13 @@ impl Mask {
         Some(HeaderValue::from_bytes(&bytes).unwrap_or(HeaderValue::from_static("*")))
     }
 
-    /// Writes over what is in headers or trailers; how many of them held something.
+    /// Writes over what is in headers or trailers; how many of them held something. One that has it in its name goes.
     pub fn headers(&self, headers: &mut HeaderMap) -> usize {
-        let mut masked = 0;
+        let named: Vec<HeaderName> = headers.keys().filter(|n| self.is_in(n)).cloned().collect();
+        let mut masked = named.len();
+        for name in named {
+            headers.remove(name);
+        }
         for value in headers.values_mut() {
             if let Some(clean) = self.header(value) {
                 *value = clean;
@@ -88,6 +113,16 @@ impl Mask {
             }
         }
         masked
+    }
+
+    /// Whether a header's name has a form in it. The case of names is lost.
+    fn is_in(&self, name: &HeaderName) -> bool {
+        let name = name.as_str().as_bytes();
+        self.ranges.iter().any(|range| {
+            let form = &self.forms[range.clone()];
+            let mut windows = name.windows(form.len());
+            windows.any(|window| window.eq_ignore_ascii_case(form))
+        })
     }
 
     fn search(&self, text: &[u8], is_end: bool) -> Found {
@@ -126,10 +161,19 @@ impl Mask {
                 continue;
             }
             let form = &self.forms[range.clone()];
-            if rest.starts_with(form) {
-                found.hits.push(at..at + form.len());
+            let found_here = if rest.starts_with(form) {
+                Match::Whole(form.len())
             } else if form.starts_with(rest) {
-                found.open = found.open.min(at);
+                Match::Cut
+            } else if self.values[number] {
+                escapes::begins(rest, form)
+            } else {
+                Match::No
+            };
+            match found_here {
+                Match::Whole(len) => found.hits.push(at..at + len),
+                Match::Cut => found.open = found.open.min(at),
+                Match::No => {}
             }
         }
     }

@@ -5,17 +5,30 @@
 //! the secret as it streams by (`mask`). Who may call what is the policy's to say, and `api::using` asks it.
 
 mod address;
+mod approvals;
+mod compose;
+mod conditions;
 mod connect;
 mod credential;
 mod download;
+mod escapes;
 mod exchange;
 mod failure;
 mod forms;
+mod frames;
 mod headers;
+mod hmac;
+mod identity;
 mod insert;
 mod mask;
+mod oauth2;
 mod path;
 mod pool;
+mod preview;
+mod sigv4;
+mod tally;
+mod token_request;
+mod tunnel;
 mod upload;
 mod usage;
 
@@ -23,30 +36,40 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use hyper::HeaderMap;
 use tokio_rustls::TlsConnector;
 
+pub use approvals::{Approvals, ToApprove};
+pub use conditions::Unmet;
 pub use credential::{Credential, Granted};
-pub use download::{Download, Summary};
+pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
+pub use preview::preview;
+pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};
 
 use crate::config;
 use crate::files::{self, Holds, Trust};
 use crate::http::{self, Address};
+use oauth2::Tokens;
 use pool::Pool;
 use usage::Usage;
 
 /// A file of authorities larger than this is none.
 const LARGEST_CA: u64 = 1 << 20;
 
+/// How much of a body is read before it leaves, where it is looked at.
+const LARGEST_READ: u64 = 4 << 20;
+
 /// One upstream, as it is called.
 pub struct Route {
     config: config::Route,
     tls: Tls,
     pool: Arc<Pool>,
+    tokens: Arc<Tokens>,
     usage: Arc<Usage>,
 }
 
@@ -63,6 +86,7 @@ enum Tls {
 pub struct Routes {
     by_name: HashMap<Arc<str>, Arc<Route>>,
     system: Arc<OnceLock<TlsConnector>>,
+    approvals: Arc<Approvals>,
 }
 
 impl Routes {
@@ -75,15 +99,17 @@ impl Routes {
         let mut routes = Self {
             by_name: HashMap::new(),
             system: Arc::clone(&before.system),
+            approvals: Arc::clone(&before.approvals),
         };
         for config in configs {
-            let same = before.get(&config.name).filter(|old| {
+            let before = before.get(&config.name);
+            let same = before.filter(|old| {
                 // What is in a file may be another.
                 old.config == *config && config.ca_file.is_none()
             });
             let route = match same {
                 Some(route) => Ok(Arc::clone(route)),
-                None => Route::new(config, &routes.system).map(Arc::new),
+                None => Route::new(config, before.map(|old| &**old), &routes.system).map(Arc::new),
             };
             match route {
                 Ok(route) => drop(routes.by_name.insert(config.name.as_str().into(), route)),
@@ -103,6 +129,12 @@ impl Routes {
         self.by_name.get(name)
     }
 
+    /// Calls that wait for an operator; a reload leaves them waiting.
+    #[must_use]
+    pub fn approvals(&self) -> &Arc<Approvals> {
+        &self.approvals
+    }
+
     /// All of them, by name.
     #[must_use]
     pub fn all(&self) -> Vec<&Arc<Route>> {
@@ -111,23 +143,35 @@ impl Routes {
         all
     }
 
-    /// Closes the connections that wait: their buffers hold what they carried last.
+    /// Closes the connections that wait, whose buffers hold what they carried last, and forgets access tokens.
     pub fn close_idle(&self) {
-        self.by_name.values().for_each(|route| route.pool.clear());
+        for route in self.by_name.values() {
+            route.pool.clear();
+            route.tokens.clear();
+        }
     }
 }
 
 impl Route {
-    fn new(config: &config::Route, system: &Arc<OnceLock<TlsConnector>>) -> Result<Self, String> {
+    fn new(
+        config: &config::Route,
+        before: Option<&Self>,
+        system: &Arc<OnceLock<TlsConnector>>,
+    ) -> Result<Self, String> {
         let tls = match &config.ca_file {
             Some(path) => Tls::Own(own_authorities(path)?),
             None => Tls::System(Arc::clone(system)),
         };
+        // A refresh token may have come that the secret does not have.
+        let kept = before.filter(|old| {
+            (&old.config.secret, &old.config.inject) == (&config.secret, &config.inject)
+        });
         Ok(Self {
             config: config.clone(),
             tls,
             pool: Arc::default(),
-            usage: Arc::new(Usage::new(config.limits)),
+            tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
+            usage: Arc::new(Usage::new(config.limits.clone())),
         })
     }
 
@@ -161,6 +205,41 @@ impl Route {
     #[must_use]
     pub fn largest_body(&self) -> Option<u64> {
         self.config.limits.body
+    }
+
+    /// Whether bodies have conditions to meet.
+    #[must_use]
+    pub fn looks_at_bodies(&self) -> bool {
+        !self.config.require.is_empty()
+    }
+
+    /// How large a body may be that has conditions to meet: it is read whole before it leaves.
+    #[must_use]
+    pub fn largest_looked_at(&self) -> u64 {
+        self.largest_body()
+            .map_or(LARGEST_READ, |most| most.min(LARGEST_READ))
+    }
+
+    /// Whether a body says what it has to.
+    ///
+    /// # Errors
+    /// What it does not say.
+    pub fn check_body(&self, headers: &HeaderMap, body: Option<&[u8]>) -> Result<(), Unmet> {
+        conditions::check(&self.config.require, headers, body.unwrap_or_default())
+    }
+
+    /// Whether a call waits for an operator.
+    #[must_use]
+    pub fn asks_operator(&self, method: &str, path: &str) -> bool {
+        let mut calls = self.config.approve.iter();
+        calls.any(|call| call.matches(method, path))
+    }
+
+    /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.
+    #[must_use]
+    pub fn refused(&self, credential: &Credential) -> bool {
+        let token = credential.token.as_ref();
+        token.is_some_and(|token| self.tokens.refused(token))
     }
 
     fn tls(&self) -> Result<&TlsConnector, Failure> {

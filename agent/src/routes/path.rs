@@ -74,6 +74,42 @@ impl Target {
         out
     }
 
+    /// The path with everything escaped but what no server escapes.
+    #[must_use]
+    pub fn escaped(&self) -> String {
+        let mut out = String::with_capacity(self.path.len());
+        for byte in self.path.bytes() {
+            if byte == b'/' {
+                out.push('/');
+            } else {
+                escape_reserved(byte, &mut out);
+            }
+        }
+        out
+    }
+
+    /// The query without the parameters of these names, each name and value escaped like that.
+    #[must_use]
+    pub fn escaped_query_without<'a>(&self, names: impl Fn(&str) -> bool + 'a) -> String {
+        let query = self.query_without(names).replace('+', " ");
+        let mut out = String::with_capacity(query.len());
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let before = if out.is_empty() { "" } else { "&" };
+            out.push_str(before);
+            for (at, part) in pair.splitn(2, '=').enumerate() {
+                if at > 0 {
+                    out.push('=');
+                }
+                let decoded = percent_decode(part);
+                let decoded = decoded.as_deref().unwrap_or(part.as_bytes());
+                decoded
+                    .iter()
+                    .for_each(|byte| escape_reserved(*byte, &mut out));
+            }
+        }
+        out
+    }
+
     /// The query without the parameters of these names, in whichever way they are written.
     #[must_use]
     pub fn query_without<'a>(&self, names: impl Fn(&str) -> bool + 'a) -> String {
@@ -113,7 +149,16 @@ fn is_path_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte)
 }
 
-pub(super) fn escape(byte: u8, out: &mut String) {
+/// Unreserved characters of RFC 3986 stand for themselves.
+pub(super) fn escape_reserved(byte: u8, out: &mut String) {
+    if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+        out.push(char::from(byte));
+    } else {
+        escape(byte, out);
+    }
+}
+
+fn escape(byte: u8, out: &mut String) {
     // Writing to a string does not fail.
     let _ = write!(out, "%{byte:02X}");
 }
@@ -175,6 +220,15 @@ mod tests {
         ] {
             assert_eq!(parse(path), Err(why), "{path}");
         }
+    }
+
+    #[test]
+    fn everything_that_may_be_is_escaped_for_a_signature() {
+        let target = Target::parse("/b/a=b%20(c)~/é+", Some("acl&a=b%2Fc+d&x-a=1&k=a=b&%zz=;"));
+        let target = target.unwrap();
+        assert_eq!(target.escaped(), "/b/a%3Db%20%28c%29~/%C3%A9%2B");
+        let query = target.escaped_query_without(|name| name == "x-a");
+        assert_eq!(query, "acl&a=b%2Fc%20d&k=a%3Db");
     }
 
     #[test]

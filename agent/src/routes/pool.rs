@@ -24,11 +24,11 @@ struct Waiting {
 }
 
 impl Pool {
-    /// The connection that was used last.
-    pub fn take(&self) -> Option<Link> {
+    /// The connection that was used last, opened as `identity` says; those opened otherwise are of an earlier secret.
+    pub fn take(&self, identity: Option<&Arc<str>>) -> Option<Link> {
         let mut waiting = self.waiting();
         while let Some((_, link)) = waiting.idle.pop() {
-            if link.sender.is_ready() {
+            if link.sender.is_ready() && link.identity.as_ref() == identity {
                 return Some(link);
             }
         }

@@ -47,6 +47,11 @@ impl Progress {
         self.bytes.load(Relaxed)
     }
 
+    /// More of them did.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
     /// What of the bot's doing ended it, if so.
     pub fn trouble(&self) -> Option<Failure> {
         match self.trouble.load(Relaxed) {
@@ -58,34 +63,71 @@ impl Progress {
 }
 
 impl Upload {
-    /// Takes a body of at most `largest` bytes; a small one is waited for, but for no longer than `patience`.
+    /// Takes a body of at most `largest` bytes. A small one is waited for, but for no longer than `patience`; so is one
+    /// that is `signed`, which may have that many bytes.
     ///
     /// # Errors
     /// Where it is announced to be larger, or does not come.
     pub async fn of(
         body: Incoming,
         largest: Option<u64>,
+        signed: Option<u64>,
         patience: Duration,
     ) -> Result<(Self, Arc<Progress>), Failure> {
         let largest = largest.unwrap_or(u64::MAX);
-        let progress = Arc::new(Progress::default());
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
         }
-        let upload = match body.size_hint().exact() {
-            Some(len) if len <= SMALL => {
-                let read = tokio::time::timeout(patience, whole(body)).await;
-                let bytes = read.map_err(|_| Failure::BodyCut)??;
-                progress.bytes.store(bytes.len() as u64, Relaxed);
-                Self::Whole(bytes)
-            }
-            _ => Self::Streamed(Streamed {
-                body,
-                left: largest,
-                progress: Arc::clone(&progress),
-            }),
+        let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
+        if is_small || signed.is_some() {
+            let read = whole(body, largest, signed.unwrap_or(SMALL));
+            return Self::when_read(read, patience).await;
+        }
+        let progress = Arc::new(Progress::default());
+        let streamed = Streamed {
+            body,
+            left: largest,
+            progress: Arc::clone(&progress),
         };
-        Ok((upload, progress))
+        Ok((Self::Streamed(streamed), progress))
+    }
+
+    /// Takes a body of at most `largest` bytes and waits for all of it.
+    ///
+    /// # Errors
+    /// Where it is larger, or does not come.
+    pub async fn read(
+        body: Incoming,
+        largest: u64,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        Self::when_read(whole(body, largest, u64::MAX), patience).await
+    }
+
+    async fn when_read(
+        read: impl Future<Output = Result<Bytes, Failure>>,
+        patience: Duration,
+    ) -> Result<(Self, Arc<Progress>), Failure> {
+        let read = tokio::time::timeout(patience, read).await;
+        let bytes = read.map_err(|_| Failure::BodyCut)??;
+        let progress = Arc::new(Progress::default());
+        progress.add(bytes.len() as u64);
+        Ok((Self::Whole(bytes), progress))
+    }
+
+    /// All of it, where it is here.
+    #[must_use]
+    pub fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Streamed(_) => None,
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.whole().is_some_and(<[u8]>::is_empty)
     }
 
     /// The same once more, where that can be sent again.
@@ -98,10 +140,17 @@ impl Upload {
     }
 }
 
-async fn whole(mut body: Incoming) -> Result<Bytes, Failure> {
+async fn whole(mut body: Incoming, largest: u64, signed: u64) -> Result<Bytes, Failure> {
+    let check = |len: u64| match len {
+        len if len > largest => Err(Failure::BodyTooLarge),
+        len if len > signed => Err(Failure::TooLargeToSign(signed)),
+        _ => Ok(()),
+    };
+    check(body.size_hint().lower())?;
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|_| Failure::BodyCut)?.into_data() {
+            check((read.len() + data.len()) as u64)?;
             read.extend_from_slice(&data);
         }
     }
@@ -156,7 +205,7 @@ impl Streamed {
                 return Poll::Ready(Some(Err(self.fail(TOO_LARGE, Failure::BodyTooLarge))));
             };
             self.left = left;
-            self.progress.bytes.fetch_add(len, Relaxed);
+            self.progress.add(len);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
     }

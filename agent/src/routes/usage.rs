@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use crate::config::RouteLimits;
 
 const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// No single answer is paid off for longer than a day, whatever it says.
+const LONGEST: f64 = 86400.0;
 
 /// The bounds, and what each bot uses of them.
 pub struct Usage {
@@ -21,6 +25,10 @@ struct OfBot {
     streams: u32,
     /// When its requests so far are paid off, at the rate it may ask: at most a minute ahead.
     paid: Instant,
+    /// When what its answers cost so far is paid off, at the rate it may spend.
+    spent: Instant,
+    /// What the costliest of them cost.
+    most: f64,
 }
 
 /// What was done with a route since it was set up.
@@ -42,13 +50,42 @@ pub struct Counters {
     pub received: AtomicU64,
 }
 
-/// A limit that a request is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What of a route's bounds stands against a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Its name in the configuration.
     pub name: &'static str,
-    /// When to come back.
-    pub retry_after: Duration,
+    /// When to come back; where that is no use, nothing.
+    pub retry_after: Option<Duration>,
+    /// What the bot is told.
+    pub detail: String,
+}
+
+impl Limit {
+    /// A limit that gives way with time.
+    fn until(name: &'static str, retry_after: Duration) -> Self {
+        Self {
+            name,
+            retry_after: Some(retry_after),
+            detail: format!("over the limit {name} of this route"),
+        }
+    }
+
+    /// One that does not.
+    #[must_use]
+    pub fn never(name: &'static str, detail: String) -> Self {
+        Self {
+            name,
+            retry_after: None,
+            detail,
+        }
+    }
+
+    /// Too many requests wait for an operator.
+    #[must_use]
+    pub fn waits() -> Self {
+        Self::until("approve", Duration::from_secs(30))
+    }
 }
 
 /// One request under way, counted until it is dropped.
@@ -87,25 +124,27 @@ impl Usage {
         let of_bot = bots.entry(bot.into()).or_insert(OfBot {
             streams: 0,
             paid: now,
+            spent: now,
+            most: 0.0,
         });
+        let ahead = of_bot.spent.saturating_duration_since(now);
+        if self.limits.spend.is_some() && ahead >= HOUR {
+            // Until a minute's worth is paid off, so that it is of some use.
+            return Err(Limit::until("spend", ahead.saturating_sub(HOUR) + MINUTE));
+        }
         if self
             .limits
             .streams
             .is_some_and(|most| of_bot.streams >= most)
         {
-            return Err(Limit {
-                name: "streams",
-                retry_after: Duration::from_secs(1),
-            });
+            return Err(Limit::until("streams", Duration::from_secs(1)));
         }
         if let Some(requests) = self.limits.requests_per_minute {
             let paid = of_bot.paid.max(now) + MINUTE / requests;
             let ahead = paid.duration_since(now);
             if ahead > MINUTE {
-                return Err(Limit {
-                    name: "requests_per_minute",
-                    retry_after: ahead.saturating_sub(MINUTE),
-                });
+                let wait = ahead.saturating_sub(MINUTE);
+                return Err(Limit::until("requests_per_minute", wait));
             }
             of_bot.paid = paid;
         }
@@ -113,8 +152,29 @@ impl Usage {
         Ok(())
     }
 
+    /// Counts what an answer cost. One that was cut short before it said so counts as the costliest before it.
+    fn charge(&self, bot: &str, cost: Option<f64>, complete: bool, now: Instant) {
+        let Some(spend) = &self.limits.spend else {
+            return;
+        };
+        if let Some(of_bot) = self.bots().get_mut(bot) {
+            let unsaid = if complete { 0.0 } else { of_bot.most };
+            let cost = cost.unwrap_or(unsaid).max(0.0);
+            of_bot.most = of_bot.most.max(cost);
+            let time = (HOUR.as_secs_f64() * cost / f64::from(spend.per_hour)).min(LONGEST);
+            of_bot.spent = of_bot.spent.max(now) + Duration::from_secs_f64(time);
+        }
+    }
+
     fn bots(&self) -> MutexGuard<'_, HashMap<Box<str>, OfBot>> {
         self.bots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    /// Counts what its answer said that it cost.
+    pub fn charge(&self, cost: Option<f64>, complete: bool) {
+        self.usage.charge(&self.bot, cost, complete, Instant::now());
     }
 }
 
@@ -131,12 +191,13 @@ impl Drop for Turn {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::{Cost, Spend};
 
     fn usage(requests_per_minute: Option<u32>, streams: Option<u32>) -> Arc<Usage> {
         Arc::new(Usage::new(RouteLimits {
             requests_per_minute,
             streams,
-            body: None,
+            ..RouteLimits::default()
         }))
     }
 
@@ -149,12 +210,41 @@ mod tests {
         let limit = usage.take("b", now).unwrap_err();
         assert_eq!(
             (limit.name, limit.retry_after),
-            ("requests_per_minute", Duration::from_secs(2))
+            ("requests_per_minute", Some(Duration::from_secs(2)))
         );
         assert!(usage.take("other", now).is_ok());
         let later = now + Duration::from_secs(2);
         assert!(usage.take("b", later).is_ok());
         assert!(usage.take("b", later).is_err());
+    }
+
+    #[test]
+    fn what_is_spent_in_an_hour() {
+        let usage = Arc::new(Usage::new(RouteLimits {
+            spend: Some(Spend {
+                cost: Cost::Pointer(vec!["x".into()]),
+                per_hour: 1000,
+            }),
+            ..RouteLimits::default()
+        }));
+        let now = Instant::now();
+        let is_open = |after: u64| usage.take("b", now + Duration::from_secs(after)).is_ok();
+        assert!(is_open(0));
+        usage.charge("b", Some(600.0), true, now);
+        usage.charge("b", None, true, now);
+        assert!(is_open(0));
+        // It was cut short: as much as the one before.
+        usage.charge("b", None, false, now);
+        let limit = usage.take("b", now).unwrap_err();
+        assert_eq!(
+            (limit.name, limit.retry_after),
+            ("spend", Some(Duration::from_secs(780)))
+        );
+        assert!(usage.take("other", now).is_ok());
+        assert!(!is_open(700) && is_open(780));
+        usage.charge("b", Some(f64::MAX), true, now);
+        usage.charge("b", Some(-1.0e9), true, now);
+        assert!(!is_open(80_000) && is_open(100_000));
     }
 
     #[test]

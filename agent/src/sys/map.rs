@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// The alignment of a window's offset: a multiple of every page size that Linux uses.
 pub const ALIGN: u64 = 64 * 1024;
@@ -116,6 +116,14 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
             done => return Ok(done?),
         }
     }
+}
+
+/// Asks for a page that can be written and run, as one who has broken in would: the sandbox refuses it.
+pub fn map_executable() -> nix::Result<()> {
+    let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
+    let len = NonZeroUsize::MIN;
+    // SAFETY: a new mapping, at an address of the kernel's choosing, which nobody uses.
+    unsafe { mmap_anonymous(None, len, all, MapFlags::MAP_PRIVATE) }.map(drop)
 }
 
 /// Gives way to others on the core, with a tenth of their share (`setpriority(2)`, this thread): not less,

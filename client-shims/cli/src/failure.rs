@@ -32,6 +32,11 @@ impl Failure {
         Self::Said(1, message.into())
     }
 
+    /// The policy says no.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::Said(77, message.into())
+    }
+
     /// A file that tells what to do is wrong.
     pub fn configuration(message: impl Into<String>) -> Self {
         Self::Said(78, message.into())

@@ -5,8 +5,10 @@ mod child;
 mod doctor;
 mod failure;
 mod generate;
+mod mcp;
 mod options;
 mod output;
+mod proxy;
 mod run;
 mod verbs;
 

@@ -45,6 +45,15 @@ pub enum Verb {
     Run(Run),
     Doctor(Doctor),
     Bridge(Bridge),
+    // What --help says is plain text.
+    #[allow(clippy::doc_markdown)]
+    /// Serve an AI client over MCP, on standard input and output
+    ///
+    /// Its tools list secrets' names, wait for rotations, say who the agent thinks this process is, and call routes,
+    /// whose credentials the agent adds. No tool answers with a value.
+    #[command(after_help = "Example, as AI clients are configured:\n  \
+        {\"mcpServers\": {\"keyhatch\": {\"command\": \"keyhatch\", \"args\": [\"mcp\"]}}}")]
+    Mcp,
     /// Print a completion script for a shell
     #[command(
         hide = true,
@@ -150,7 +159,8 @@ pub struct Rotate {
 #[command(
     after_help = "Examples:\n  keyhatch run --env OPENAI_API_KEY=openai/api-key -- bot\n  \
     keyhatch run --env-all app/ --file TLS_KEY_FILE=tls/bot --on-rotate signal:HUP -- bot --serve\n  \
-    keyhatch run --route OPENAI_BASE_URL=openai/v1 -- bot"
+    keyhatch run --route OPENAI_BASE_URL=openai/v1 -- bot\n  \
+    keyhatch run --proxy=github -- git clone https://github.com/example/private"
 )]
 pub struct Run {
     /// Set a variable to a secret's value: VAR=NAME, or VAR=NAME#FIELD
@@ -167,9 +177,17 @@ pub struct Run {
     #[arg(long, value_name = "VAR=NAME")]
     pub file: Vec<String>,
     /// Set a variable to a base URL that leads to a route: VAR=ROUTE, or VAR=ROUTE/PATH. Where VAR ends in _BASE_URL,
-    /// the _API_KEY beside it is set to a placeholder unless it is set: the agent adds the real one
+    /// the _API_KEY beside it is set to a placeholder unless it is set: the agent adds the real one. Where VAR begins
+    /// with AWS_ENDPOINT_URL, so are a region and keys of AWS
     #[arg(long, value_name = "VAR=ROUTE")]
     pub route: Vec<String>,
+    /// Give the command an HTTPS proxy on which requests to routes' hosts go by those routes, for tools that know no base
+    /// URL. It trusts the proxy by variables alone. Without names, all routes that you may use
+    #[arg(long, value_name = "ROUTE,...", num_args = 0..=1, require_equals = true, value_delimiter = ',')]
+    pub proxy: Option<Vec<String>>,
+    /// Let the proxy refuse hosts that no route leads to. A command that asks no proxy is not held back
+    #[arg(long, requires = "proxy")]
+    pub only_routes: bool,
     /// When one of the secrets is rotated: restart (SIGTERM, SIGKILL after 10 seconds), signal:NAME, or none, which
     /// lets the command take the place of this process
     #[arg(long, value_name = "WHAT", default_value = "restart")]

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::time::Duration;
 
 use keyhatch::blocking::Client;
-use keyhatch::{Change, Error, Wanted};
+use keyhatch::{Change, Error, UsableRoute, Wanted};
 use keyhatch_protocol::ListReply;
 use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::options::{Get, List, Options, Rotate, Verb, Watch, Whoami};
 use crate::output::{line, unbuffered, visible};
-use crate::{bridge, doctor, generate, run};
+use crate::{bridge, doctor, generate, mcp, run};
 
 /// Does what was asked on the command line.
 pub fn run(options: Options) -> Result<(), Failure> {
@@ -28,6 +28,12 @@ pub fn run(options: Options) -> Result<(), Failure> {
             doctor::doctor(&client().patience(Duration::ZERO), &args).and_then(passed_on)
         }
         Verb::Bridge(args) => bridge::bridge(&client(), &args).and_then(passed_on),
+        Verb::Mcp => mcp::mcp(
+            options
+                .socket
+                .as_ref()
+                .map_or_else(keyhatch::Client::new, keyhatch::Client::at),
+        ),
         Verb::Completions { shell } => generate::completions(shell),
         Verb::Man { dir } => generate::man(dir.as_deref()),
     }
@@ -105,6 +111,9 @@ fn myself(client: &Client, whoami: &Whoami) -> Result<(), Failure> {
     }
     for grant in me.grants {
         line(&format!("{:<10} {}", "grant", visible(&grant.to_string())))?;
+    }
+    for UsableRoute { name, upstream } in me.routes {
+        line(&format!("{:<10} {name} {}", "route", visible(&upstream)))?;
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ import * as reply from "./reply";
 import type { Batch, Health, Listed, Whoami } from "./reply";
 import { onRotate } from "./rotate";
 import type { RotateOptions, Rotated } from "./rotate";
+import { route } from "./route";
+import type { Route } from "./route";
 import type { Secret } from "./secret";
 import { onAbort } from "./signals";
 import type { Opening } from "./stream";
@@ -188,6 +190,11 @@ export class Client {
    */
   fetch(input: string | URL | Request, init?: RequestInit): Promise<Response> {
     return fetch({ kept: this.#kept, single: this.#single }, input, init);
+  }
+
+  /** A route, whose `fetch` calls its upstream with a secret that this process does not see. */
+  route(name: string): Route {
+    return route(name, (input, init) => this.fetch(input, init));
   }
 
   /** Closes what is kept open, ends what was begun by `onRotate` and forgets what was cached. */

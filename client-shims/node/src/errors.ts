@@ -3,6 +3,7 @@
 /** What kind of failure an error is. */
 export type ErrorKind =
   | "Denied" | "Quarantined" | "NotFound" | "Sealed" | "Unavailable" | "RateLimited" | "BadRequest" | "Failed"
+  | "UpstreamFailed" | "UpstreamTimeout"
   | "Refused" | "Unreachable" | "TimedOut" | "Protocol" | "Name" | "NoField" | "NotText";
 
 /** What the agent said of a request that it did not grant; all null where it was not the agent that refused. */
@@ -75,6 +76,22 @@ export class SealedError extends KeyhatchError {
 /** The source is down and the last good value too old, or no audit record can be kept. */
 export class UnavailableError extends KeyhatchError {
   static override readonly kind = "Unavailable";
+  override get temporary(): boolean {
+    return true;
+  }
+}
+
+/** The upstream of a route could not be asked, or gave no answer that can be passed on. */
+export class UpstreamFailedError extends KeyhatchError {
+  static override readonly kind = "UpstreamFailed";
+  override get temporary(): boolean {
+    return true;
+  }
+}
+
+/** The upstream of a route was silent for too long. */
+export class UpstreamTimeoutError extends KeyhatchError {
+  static override readonly kind = "UpstreamTimeout";
   override get temporary(): boolean {
     return true;
   }

@@ -4,6 +4,7 @@ import { Client } from "./client";
 import type { CallOptions, GetOptions } from "./client";
 import type { Batch, Health, Listed, Whoami } from "./reply";
 import type { RotateOptions, Rotated } from "./rotate";
+import type { Route } from "./route";
 import type { Secret } from "./secret";
 import type { Watch } from "./watch";
 
@@ -12,6 +13,7 @@ export type { CallOptions, ClientOptions, GetOptions } from "./client";
 export * from "./errors";
 export type { Batch, BatchError, Health, Listed, Whoami } from "./reply";
 export type { RotateOptions, Rotated } from "./rotate";
+export type { Route } from "./route";
 export { Secret } from "./secret";
 export type { Change } from "./stream";
 export type { Watch } from "./watch";
@@ -79,4 +81,9 @@ export function env<Names extends Record<string, string>>(
 /** See {@link Client.fetch}. */
 export function fetch(input: string | URL | Request, init?: RequestInit): Promise<Response> {
   return own().fetch(input, init);
+}
+
+/** See {@link Client.route}. */
+export function route(name: string): Route {
+  return own().route(name);
 }

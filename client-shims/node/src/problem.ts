@@ -2,7 +2,7 @@
 
 import {
   BadRequestError, DeniedError, FailedError, KeyhatchError, NotFoundError, QuarantinedError, RateLimitedError,
-  SealedError, UnavailableError,
+  SealedError, UnavailableError, UpstreamFailedError, UpstreamTimeoutError,
 } from "./errors";
 import type { Refusal } from "./errors";
 import { parse } from "./json";
@@ -16,6 +16,8 @@ const BY_CODE: Record<string, Kind> = {
   sealed: SealedError,
   upstream_unavailable: UnavailableError,
   audit_unavailable: UnavailableError,
+  upstream_failed: UpstreamFailedError,
+  upstream_timeout: UpstreamTimeoutError,
   bad_request: BadRequestError,
 };
 

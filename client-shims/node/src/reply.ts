@@ -38,6 +38,8 @@ export interface Whoami {
   roles: string[];
   /** What its roles grant, as written in the configuration. */
   grants: unknown[];
+  /** The routes that it may use. An older agent does not say. */
+  routes?: { name: string; upstream: string }[];
 }
 
 /** How the agent is. */

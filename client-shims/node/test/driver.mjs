@@ -61,6 +61,12 @@ const verbs = {
     }
     return { reads, failures, last_error };
   },
+  async use({ route, path, method, headers, body, stream }) {
+    const response = await client.route(route).fetch(`http://upstream.example${path}`, { method, headers, body });
+    if (!stream) return { status: response.status, route: response.headers.get("keyhatch-route"), body: await response.text() };
+    for await (const piece of response.body) say({ ok: true, piece: Buffer.from(piece).toString() });
+    return { end: true };
+  },
   async print({ name }) {
     return { outputs: await printed(await client.get(name)) };
   },

@@ -109,6 +109,17 @@ def loop(client: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
     return {"reads": ask["reads"], "failures": failures, "last_error": last_error}
 
 
+def use(_: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
+    route = keyhatch.route(ask["route"])
+    answer = route.request(ask.get("method", "GET"), ask["path"], headers=ask.get("headers", {}), body=ask.get("body"))
+    with answer:
+        if ask.get("stream"):
+            for piece in answer:
+                say({"ok": True, "piece": piece.decode()})
+            return {"end": True}
+        return {"status": answer.status, "route": answer.headers["Keyhatch-Route"], "body": answer.read().decode()}
+
+
 def print_(client: keyhatch.Client, ask: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": printing.every_way(client.get(ask["name"]))}
 
@@ -123,6 +134,7 @@ OPS = {
     "watch": watch,
     "on_rotate": on_rotate,
     "loop": loop,
+    "use": use,
     "print": print_,
 }
 

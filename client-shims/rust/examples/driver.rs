@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http_body_util::BodyExt as _;
 use keyhatch::blocking::{Client, OnRotate};
 use keyhatch::{Batch, Error, Secret, Wanted};
 use serde::Deserialize;
@@ -53,7 +54,26 @@ enum Op {
     Print {
         name: String,
     },
+    Use(Use),
     Quit,
+}
+
+#[derive(Deserialize)]
+struct Use {
+    route: String,
+    path: String,
+    #[serde(default = "get_method")]
+    method: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: String,
+    #[serde(default)]
+    stream: bool,
+}
+
+fn get_method() -> String {
+    "GET".into()
 }
 
 fn main() -> io::Result<()> {
@@ -125,6 +145,13 @@ fn act(client: &Client, op: Op, rotations: &mut Vec<OnRotate>) -> Result<Value, 
         Op::Print { name } => {
             let outputs = printed(client.get(&name)?, client);
             Ok(json!({ "ok": true, "outputs": outputs }))
+        }
+        Op::Use(call) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.map_err(|_| Error::Input("no runtime"))?;
+            runtime.block_on(used(&call))
         }
         Op::Quit => Ok(Value::Null),
     }
@@ -210,6 +237,39 @@ fn read_on(client: &Client, name: &str, reads: u64, pause_ms: u64) -> Value {
     json!({ "ok": true, "reads": reads, "failures": failures, "last_error": last_error })
 }
 
+async fn used(call: &Use) -> Result<Value, Error> {
+    let mut request = hyper::Request::builder()
+        .method(call.method.as_str())
+        .uri(call.path.as_str());
+    for (name, value) in &call.headers {
+        request = request.header(name, value);
+    }
+    let request = request
+        .body(call.body.clone())
+        .map_err(|_| Error::Input("no such request"))?;
+    let route = keyhatch::Client::new().route(&call.route);
+    let (head, mut body) = route.send(request).await?.into_parts();
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Error::Protocol("it was cut"))?;
+        let piece = frame.into_data().unwrap_or_default();
+        if call.stream {
+            let _ = say(&json!({ "ok": true, "piece": String::from_utf8_lossy(&piece) }));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    if call.stream {
+        return Ok(json!({ "ok": true, "end": true }));
+    }
+    let name = head.headers.get("keyhatch-route");
+    Ok(json!({
+        "ok": true,
+        "status": head.status.as_u16(),
+        "route": name.and_then(|name| name.to_str().ok()),
+        "body": String::from_utf8_lossy(&whole),
+    }))
+}
+
 /// The ways in which a Rust program comes to print what it holds. A `Secret` has no `Display` and no `Serialize`.
 fn printed(secret: Secret, client: &Client) -> Vec<String> {
     #[derive(Debug)]
@@ -276,6 +336,8 @@ fn told(error: &Error) -> Value {
         Error::Unavailable(_) => "Unavailable",
         Error::RateLimited { .. } => "RateLimited",
         Error::BadRequest(_) => "BadRequest",
+        Error::UpstreamFailed(_) => "UpstreamFailed",
+        Error::UpstreamTimeout(_) => "UpstreamTimeout",
         Error::Refused { .. } => "Refused",
         Error::Unreachable { .. } => "Unreachable",
         Error::TimedOut { .. } => "TimedOut",

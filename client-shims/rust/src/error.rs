@@ -38,6 +38,12 @@ pub enum Error {
     /// The agent does not understand the request.
     #[error("{0}")]
     BadRequest(Reason),
+    /// The upstream of a route could not be asked, or gave no answer that can be passed on.
+    #[error("{0}")]
+    UpstreamFailed(Reason),
+    /// The upstream of a route was silent for too long.
+    #[error("{0}")]
+    UpstreamTimeout(Reason),
     /// Any other refusal, such as a fault of the agent's own.
     #[error("{0}")]
     Failed(Reason),
@@ -135,6 +141,8 @@ impl Error {
                 reason,
                 retry_after,
             },
+            (Some(Code::UpstreamFailed), _) => Self::UpstreamFailed(reason),
+            (Some(Code::UpstreamTimeout), _) => Self::UpstreamTimeout(reason),
             (Some(Code::BadRequest | Code::TooLarge | Code::HeadersTooLarge), _)
             | (None, 400 | 413 | 431) => Self::BadRequest(reason),
             _ => Self::Failed(reason),
@@ -152,6 +160,8 @@ impl Error {
             | Self::Unavailable(reason)
             | Self::RateLimited { reason, .. }
             | Self::BadRequest(reason)
+            | Self::UpstreamFailed(reason)
+            | Self::UpstreamTimeout(reason)
             | Self::Failed(reason) => Some(reason),
             _ => None,
         }
@@ -185,6 +195,8 @@ impl Error {
             Self::Sealed(_)
             | Self::Unavailable(_)
             | Self::RateLimited { .. }
+            | Self::UpstreamFailed(_)
+            | Self::UpstreamTimeout(_)
             | Self::Unreachable { .. }
             | Self::TimedOut { .. } => true,
             Self::Failed(reason) => reason.status >= 500,
@@ -245,6 +257,14 @@ mod tests {
         for code in [Code::BadRequest, Code::TooLarge, Code::HeadersTooLarge] {
             assert!(matches!(answer(code), Error::BadRequest(_)), "{code}");
         }
+        assert!(matches!(
+            answer(Code::UpstreamFailed),
+            Error::UpstreamFailed(_)
+        ));
+        assert!(matches!(
+            answer(Code::UpstreamTimeout),
+            Error::UpstreamTimeout(_)
+        ));
         for code in [Code::Internal, Code::MethodNotAllowed, Code::InGrace] {
             assert!(matches!(answer(code), Error::Failed(_)), "{code}");
         }

@@ -16,6 +16,9 @@
 //! A read during a restart of the agent waits up to five seconds for it. A process that was forked from one which
 //! has a client may use that client: it connects anew.
 //!
+//! With the feature `route`, `Client::route` sends HTTP requests by a route, which adds a secret that this process does
+//! not see.
+//!
 //! HTTP and server-sent events are read by parsers without I/O (`wire`, `chunks`, `events`), the API is spelt in
 //! `request` and `reply`; the two clients only move bytes.
 
@@ -40,10 +43,14 @@ mod client;
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "route")]
+pub use client::{Answer, BoxError, Route};
 #[cfg(feature = "tokio")]
 pub use client::{Client, Followed, OnRotate, Watch};
 pub use error::{Error, Reason};
-pub use keyhatch_protocol::{BatchError, ChangeKind, Health, Listed, Name, RotateReply, Whoami};
+pub use keyhatch_protocol::{
+    BatchError, ChangeKind, Health, Listed, Name, RotateReply, UsableRoute, Whoami,
+};
 pub use progress::Change;
 pub use reply::Batch;
 pub use request::Wanted;

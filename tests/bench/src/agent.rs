@@ -145,6 +145,36 @@ impl Site {
         Server::spawn(&mut command, &run.join("agent.sock"))
     }
 
+    /// Starts a daemon with a route `origin` that calls `upstream` with the secret that the load reads.
+    pub fn start_with_route(&self, upstream: &str, authority: &Path) -> io::Result<Server> {
+        let run = self.folder.join("routes");
+        make_private(&run)?;
+        let role = self
+            .config(&run, Selector::User)?
+            .replace("roles = [\"bench\"]", "roles = [\"bench\", \"caller\"]");
+        let text = format!(
+            r#"{role}
+[role.caller]
+grants = [{{ routes = ["origin"], actions = ["use"] }}]
+
+[[route]]
+name = "origin"
+upstream = "{upstream}"
+secret = "{READ}"
+inject = {{ header = "authorization", value = "Bearer {{secret}}" }}
+allow = ["* /**"]
+allow_private = true
+ca_file = "{}"
+"#,
+            authority.display()
+        );
+        let config = run.join("keyhatch.toml");
+        private_file(&config)?.write_all(text.as_bytes())?;
+        let mut command = Command::new(&self.daemon);
+        command.args(["run", "--config"]).arg(&config);
+        Server::spawn(&mut command, &run.join("agent.sock"))
+    }
+
     /// Puts a value into the store.
     pub fn put(&self, name: &str, value: &[u8]) -> io::Result<()> {
         self.store(&self.live(), &["put", name], value).map(drop)

@@ -9,7 +9,9 @@ mod answer;
 mod cgroup;
 mod fleet;
 mod load;
+mod nginx;
 mod openbao;
+mod origin;
 mod process;
 mod reader;
 mod report;
@@ -36,7 +38,7 @@ usage: keyhatch-bench [--quick] [--json FILE] [--only GROUP] [--without-agent]
   --quick          under a minute, noisier
   --json FILE      write every round's numbers there too
   --only GROUP     only these rows: memory, speed, watchers, rotation, selectors, drop-in, clients, detection, start,
-                   upstream, store
+                   upstream, routes, store
   --without-agent  only the two servers to compare with
   fleet            what 2,000 agents ask of one upstream, simulated; or one fleet as JSON
 
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["serve-raw", socket, answer] => servers::raw(Path::new(socket), Path::new(answer)),
         ["serve-hyper", socket, answer] => servers::hyper(Path::new(socket), Path::new(answer)),
+        ["serve-origin", socket] => origin::serve(Path::new(socket)),
         ["read", way, name] => reader::main(way, name),
         ["fleet", ref rest @ ..] => {
             if fleet::main(rest) {

@@ -78,6 +78,11 @@ pub struct Memory {
 impl Server {
     /// Starts `command` on the servers' core. It is not ready yet; its output goes to a file beside `socket`.
     pub fn spawn(command: &mut Command, socket: &Path) -> io::Result<Self> {
+        Self::spawn_on(SERVER_CORE, command, socket)
+    }
+
+    /// The same on another core.
+    pub fn spawn_on(core: usize, command: &mut Command, socket: &Path) -> io::Result<Self> {
         let log = socket.with_extension("log");
         let output = File::create(&log)?;
         command
@@ -85,7 +90,7 @@ impl Server {
             .stdout(output.try_clone()?)
             .stderr(output);
         // A child inherits the affinity of the thread that starts it, so no code runs between fork and exec.
-        pin(SERVER_CORE)?;
+        pin(core)?;
         let child = command.spawn();
         pin(LOAD_CORE)?;
         let child = child.map_err(|error| {

@@ -12,6 +12,8 @@ use crate::stats::median;
 pub const RAW: &str = "raw";
 pub const HYPER: &str = "hyper";
 pub const AGENT: &str = "agent";
+/// Beside the agent in rows about routes.
+pub const NGINX: &str = "nginx";
 
 /// One line of the table: a figure of each server, round by round.
 pub struct Row {
@@ -27,15 +29,16 @@ impl Row {
         cell.map(|(_, rounds)| rounds.as_slice())
     }
 
-    /// The agent's part of bare hyper, a round at a time: what disturbs one round disturbs both.
+    /// The agent's part of bare hyper or nginx, a round at a time: what disturbs one round disturbs both.
     fn ratios(&self) -> Vec<f64> {
-        let (Some(agent), Some(hyper)) = (self.rounds(AGENT), self.rounds(HYPER)) else {
+        let peer = self.rounds(NGINX).or(self.rounds(HYPER));
+        let (Some(agent), Some(peer)) = (self.rounds(AGENT), peer) else {
             return Vec::new();
         };
         agent
             .iter()
-            .zip(hyper)
-            .map(|(agent, hyper)| agent / hyper)
+            .zip(peer)
+            .map(|(agent, peer)| agent / peer)
             .collect()
     }
 }
@@ -52,7 +55,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 17] = [
+const TARGETS: [(&str, &str, Figure, Bound); 21] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",
@@ -155,6 +158,30 @@ const TARGETS: [(&str, &str, Figure, Bound); 17] = [
         Figure::Agent,
         Bound::AtMost(1.0),
     ),
+    (
+        "p50 by a route, of nginx's proxy_pass",
+        "route_p50",
+        Figure::Ratio,
+        Bound::AtMost(1.25),
+    ),
+    (
+        "throughput by a route at 64, of nginx's",
+        "route_rate_64",
+        Figure::Ratio,
+        Bound::AtLeast(0.80),
+    ),
+    (
+        "RSS with 1,000 event streams by a route, MiB",
+        "route_streams_rss",
+        Figure::Agent,
+        Bound::Under(60.0),
+    ),
+    (
+        "RSS that 1 GiB each way by a route adds, MiB",
+        "route_bodies_rss",
+        Figure::Agent,
+        Bound::Under(16.0),
+    ),
 ];
 
 /// Prints as it is told; keeps everything for the end.
@@ -200,7 +227,11 @@ impl Report {
         } else {
             let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
             let most = ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            format!("{:.2} ({least:.2} to {most:.2})", median(&ratios))
+            let peer = row
+                .rounds(NGINX)
+                .map(|all| format!(" of nginx's {}", figure(median(all))));
+            let peer = peer.unwrap_or_default();
+            format!("{:.2} ({least:.2} to {most:.2}){peer}", median(&ratios))
         };
         let line = format!(
             "{:<46} {:>6} {:>10} {:>10} {:>10}  {ratio}",

@@ -3,16 +3,18 @@
 //! The way of every request: parsed once, decided, recorded, leased; then built anew, sent, and its answer streamed
 //! back with nothing of the secret in it. A second record says how it ended.
 
+mod gate;
 mod refused;
 mod used;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::body::Incoming;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{HeaderName, HeaderValue, SEC_WEBSOCKET_KEY};
 use hyper::http::request;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Version};
 use keyhatch_protocol::Code;
 
 use super::answer::{self, Answer};
@@ -21,14 +23,15 @@ use super::connection::Connection;
 use super::id::RequestId;
 use super::route::Reply;
 use crate::policy::{Call, FORBIDDEN_METHODS};
-use crate::routes::{Outgoing, Target, Upload};
+use crate::routes::{Outgoing, Summary, Target, is_websocket};
+use gate::Gate;
 use refused::Refused;
 use used::Used;
 
 /// On each answer of an upstream, and on none of ours: tells them apart.
 const ROUTE: HeaderName = HeaderName::from_static("keyhatch-route");
 
-const AGAIN: &str = "refused by the upstream, made once more with the version that came meanwhile";
+const AGAIN: &str = "refused by the upstream, made once more with the version that came meanwhile, or a new access token";
 
 /// A call as it was parsed.
 struct Asked {
@@ -37,9 +40,10 @@ struct Asked {
 }
 
 /// Answers a call. It always waits for the upstream.
-pub fn reply(connection: &Arc<Connection>, id: RequestId, request: Request<Incoming>) -> Reply {
+pub fn reply(connection: &Arc<Connection>, id: RequestId, mut request: Request<Incoming>) -> Reply {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
-    let asked = match Asked::parse(head) {
+    let asked = match Asked::parse(head, &body) {
         Ok(asked) => asked,
         Err((code, why)) => {
             connection.context.counts.bad.fetch_add(1, Relaxed);
@@ -48,17 +52,20 @@ pub fn reply(connection: &Arc<Connection>, id: RequestId, request: Request<Incom
     };
     let connection = Arc::clone(connection);
     Reply::later(async move {
-        pass(&connection, &id, &asked, body)
+        pass(&connection, &id, &asked, body, upgrade)
             .await
             .unwrap_or_else(|refused| refused.answer(&id))
     })
 }
 
 impl Asked {
-    fn parse(head: request::Parts) -> Result<Self, (Code, String)> {
+    fn parse(head: request::Parts, body: &Incoming) -> Result<Self, (Code, String)> {
         let rest = head.uri.path().strip_prefix("/v1/use/").unwrap_or_default();
         let (route, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        if FORBIDDEN_METHODS.contains(&head.method.as_str()) {
+        let method = head.method.as_str();
+        // Some servers take `delete` for DELETE, which a rule is about.
+        let is_odd = method.bytes().any(|byte| byte.is_ascii_lowercase());
+        if is_odd || FORBIDDEN_METHODS.contains(&method) {
             let why = "no route passes this method on".to_owned();
             return Err((Code::MethodNotAllowed, why));
         }
@@ -68,13 +75,16 @@ impl Asked {
                 "a route is called as /v1/use/ROUTE/PATH".into(),
             ));
         }
+        // A client whose base URL is the route asks for its root so.
+        let path = if path.is_empty() { "/" } else { path };
         let target = Target::parse(path, head.uri.query())
             .map_err(|why| (Code::BadRequest, why.to_string()))?;
         Ok(Self {
             route: route.to_owned(),
             outgoing: Outgoing {
-                method: head.method,
+                method: head.method.clone(),
                 target,
+                websocket: asks_for_websocket(&head, body),
                 headers: head.headers,
             },
         })
@@ -89,6 +99,12 @@ impl Asked {
     }
 }
 
+/// Whether a request asks for a WebSocket (RFC 6455 section 4.1). No other protocol is switched to.
+fn asks_for_websocket(head: &request::Parts, body: &Incoming) -> bool {
+    let is_plain = head.method == Method::GET && body.is_end_stream();
+    is_plain && head.headers.contains_key(SEC_WEBSOCKET_KEY) && is_websocket(&head.headers)
+}
+
 /// Whether a route may have that name, which stands in records.
 fn is_name(route: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._@+-".contains(&byte);
@@ -101,33 +117,46 @@ async fn pass(
     id: &RequestId,
     asked: &Asked,
     body: Incoming,
+    upgrade: OnUpgrade,
 ) -> Result<Answer, Refused> {
-    let mut used = Used::begin(connection, id, asked).await?;
+    let gate = Gate::pass(connection, id, asked, body).await?;
+    let approved_by = gate.approved_by;
+    let mut used = Used::begin(connection, id, asked, gate.barred.clone(), approved_by).await?;
     let route = Arc::clone(&used.route);
-    let taken = Upload::of(body, route.largest_body(), route.patience()).await;
+    let signed = route.signs_body(&asked.outgoing);
+    let taken = gate.upload(&route, signed).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
     let mut is_again = false;
     loop {
         used.progress = Some(Arc::clone(&progress));
         let again = upload.again();
-        let credential = used.credential().map_err(|failure| used.failed(&failure))?;
-        let answered = route
+        let credential = used.credential(&asked.outgoing, upload.whole()).await;
+        let credential = credential.map_err(|failure| used.failed(&failure))?;
+        let mut answered = route
             .send(&asked.outgoing, &credential, upload, &progress)
             .await
             .map_err(|failure| used.failed(&failure))?;
         used.answers(&answered);
-        let is_old = answered.head.status == StatusCode::UNAUTHORIZED && used.is_rotated();
+        // Both are asked: a token that was refused is forgotten whatever else is tried.
+        let is_old = answered.head.status == StatusCode::UNAUTHORIZED
+            && (route.refused(&credential) | used.is_rotated());
         if let Some(same) = again.filter(|_| is_old && !is_again) {
             used.ends(None, Some(AGAIN));
             drop(used);
-            used = Used::begin(connection, id, asked).await?;
+            used = Used::begin(connection, id, asked, None, approved_by).await?;
             (upload, is_again) = (same, true);
             continue;
         }
-        let (head, body) = answered.searched(&route, &credential, move |summary| {
-            used.ends(Some(&summary), None);
-        });
-        let mut answer = Response::from_parts(head, Body::Passing(Box::new(body)));
+        let told = Box::new(move |summary: Summary| used.ends(Some(&summary), None));
+        let (head, body) = if let Some(upstream) = answered.switched() {
+            let (head, tunnel) = answered.tunnel(upstream, &route, &credential, &progress, told);
+            tokio::spawn(tunnel.run(upgrade));
+            (head, Body::empty())
+        } else {
+            let (head, body) = answered.searched(&route, &credential, told);
+            (head, Body::Passing(Box::new(body)))
+        };
+        let mut answer = Response::from_parts(head, body);
         *answer.version_mut() = Version::HTTP_11;
         if let Ok(name) = HeaderValue::from_str(route.name()) {
             answer.headers_mut().insert(ROUTE, name);

@@ -45,8 +45,8 @@ impl From<&Failure> for Refused {
     fn from(failure: &Failure) -> Self {
         let code = match failure {
             Failure::Timeout(_) => Code::UpstreamTimeout,
-            Failure::BodyTooLarge => Code::TooLarge,
-            Failure::BodyCut => Code::BadRequest,
+            Failure::BodyTooLarge | Failure::TooLargeToSign(_) => Code::TooLarge,
+            Failure::BodyCut | Failure::Unsignable(_) => Code::BadRequest,
             Failure::Full(_) => Code::Internal,
             _ => Code::UpstreamFailed,
         };

@@ -19,7 +19,7 @@ use crate::audit::{self, Event, Verdict, extra};
 use crate::cache::{Entry, Freshness, Permit, Version};
 use crate::policy::{Decision, Refusal};
 use crate::routes::{
-    Answered, Credential, Failure, Granted, Limit, Progress, Route, Summary, Turn,
+    Answered, Credential, Failure, Granted, Limit, Outgoing, Progress, Route, Summary, Turn,
 };
 use crate::sources::engine::Supply;
 
@@ -39,7 +39,7 @@ pub struct Used {
     status: Option<StatusCode>,
     remote: Option<String>,
     is_ended: bool,
-    _turn: Turn,
+    turn: Turn,
     _using: Using,
 }
 
@@ -49,14 +49,19 @@ struct Facts<'a> {
     asked: &'a Asked,
     secret: Option<Name>,
     supply: Option<Supply>,
+    barred: Option<Limit>,
+    approved_by: Option<u32>,
 }
 
 impl Used {
-    /// Decides a call and keeps the record of it.
+    /// Decides a call and keeps the record of it. Something else than the policy may bar it, and somebody may have
+    /// approved of it.
     pub async fn begin(
         connection: &Arc<Connection>,
         id: &RequestId,
         asked: &Asked,
+        barred: Option<Limit>,
+        approved_by: Option<u32>,
     ) -> Result<Self, Refused> {
         let bound = connection.bound().await;
         let pending = bound
@@ -74,18 +79,25 @@ impl Used {
             bound: &bound,
             asked,
             supply,
+            barred,
+            approved_by,
         };
         facts.judge(connection, id)
     }
 
-    /// The secret, as the upstream wants it.
-    pub fn credential(&self) -> Result<Credential, Failure> {
-        self.route.credential(&Granted {
+    /// The secret, as the upstream wants it for this request.
+    pub async fn credential(
+        &self,
+        outgoing: &Outgoing,
+        body: Option<&[u8]>,
+    ) -> Result<Credential, Failure> {
+        let granted = Granted {
             permit: &self.permit,
             arena: self.connection.context.cache.arena(),
             entry: &self.entry,
             version: &self.version,
-        })
+        };
+        self.route.credential(&granted, outgoing, body).await
     }
 
     /// Whether another version is served by now.
@@ -135,6 +147,12 @@ impl Used {
             ("upstream", json!(self.remote)),
             ("complete", json!(summary.complete)),
         ];
+        if self.status.is_some() {
+            self.turn.charge(summary.cost, summary.complete);
+        }
+        if let Some(cost) = summary.cost {
+            members.push(("cost", json!(cost)));
+        }
         if summary.masked > 0 {
             members.push(("masked", json!(summary.masked)));
         }
@@ -187,11 +205,12 @@ impl Facts<'_> {
         }
         let routes = context.routes.load();
         let route = routes.get(&self.asked.route).filter(|_| decision.allowed());
-        let turn = route.map(|route| route.turn(self.bound.who.bot().unwrap_or_default()));
-        let limit = match &turn {
-            Some(Err(limit)) => Some(*limit),
-            _ => None,
-        };
+        let bot = self.bound.who.bot().unwrap_or_default();
+        let turn = route.map(|route| match &self.barred {
+            Some(limit) => Err(limit.clone()),
+            None => route.turn(bot),
+        });
+        let limit = turn.as_ref().and_then(|turn| turn.as_ref().err());
         if limit.is_some() {
             decision = decision.but(Refusal::Limited);
         }
@@ -219,7 +238,7 @@ impl Facts<'_> {
             status: None,
             remote: None,
             is_ended: false,
-            _turn: turn,
+            turn,
             _using: Using::of(&connection.stall),
         })
     }
@@ -242,7 +261,7 @@ impl Facts<'_> {
         id: &RequestId,
         decision: &Decision,
         version: Option<&Version>,
-        limit: Option<Limit>,
+        limit: Option<&Limit>,
     ) -> Result<Permit, Refused> {
         let allowed = decision.allowed();
         let call = self.asked.call();
@@ -252,6 +271,7 @@ impl Facts<'_> {
             ("path", json!(call.path)),
         ];
         members.extend(limit.map(|limit| ("limit", json!(limit.name))));
+        members.extend(self.approved_by.map(|uid| ("approved_by", json!(uid))));
         let members = extra(&members);
         let members = with_nearest(self.bound, decision.reason(), Some(&members));
         let entry = audit::Entry {
@@ -276,12 +296,16 @@ impl Facts<'_> {
     }
 
     /// A bot that may use the route learns what of its call is not allowed; any other learns nothing.
-    fn refused(&self, decision: &Decision, limit: Option<Limit>) -> Refused {
+    fn refused(&self, decision: &Decision, limit: Option<&Limit>) -> Refused {
         let call = self.asked.call();
-        let code = code_of(decision.reason());
+        let code = match limit {
+            // To come back is of no use.
+            Some(limit) if limit.retry_after.is_none() => Code::Denied,
+            _ => code_of(decision.reason()),
+        };
         let knows = self.bound.policy.may_use(&self.bound.found, call.route);
         let detail = match (code, limit) {
-            (_, Some(limit)) => Some(format!("over the limit {} of this route", limit.name)),
+            (_, Some(limit)) => Some(limit.detail.clone()),
             (Code::Denied, _) if knows => Some(format!(
                 "the route {} does not allow {} {}",
                 call.route, call.method, call.path
@@ -293,13 +317,13 @@ impl Facts<'_> {
         Refused {
             code,
             detail,
-            retry_after: limit.map(|limit| limit.retry_after),
+            retry_after: limit.and_then(|limit| limit.retry_after),
         }
     }
 }
 
 /// The policy's word on a call, for the process that connected.
-fn decide(connection: &Connection, bound: &Bound, asked: &Asked) -> Decision {
+pub fn decide(connection: &Connection, bound: &Bound, asked: &Asked) -> Decision {
     match connection.standing(bound) {
         Some(refusal) => Decision::refused(refusal),
         None => bound.policy.decide_use(&bound.found, &asked.call()),

@@ -27,6 +27,7 @@ fn timing(every: Every, jitter: Duration, grace: Duration) -> Timing {
             length: 8,
         }),
         host: None,
+        on_rotated: None,
     };
     Timing::of(&rotation, "host")
 }

@@ -32,7 +32,13 @@ pub fn for_child(url: &Zeroizing<String>) -> Vec<Variable> {
     .map(|name| Variable::plain(name, url))
     .collect();
     variables.extend(unproxied(url));
-    // An SDK refuses to ask without a region and a signature; the agent takes any.
+    variables.extend(for_aws());
+    variables
+}
+
+/// An SDK of AWS refuses to ask without a region and a signature; the agent takes any.
+pub fn for_aws() -> Vec<Variable> {
+    let mut variables = Vec::new();
     if !is_set("AWS_REGION") && !is_set("AWS_DEFAULT_REGION") && !configured("region") {
         variables.push(Variable::plain("AWS_REGION", PLACEHOLDER_REGION));
         variables.push(Variable::plain("AWS_DEFAULT_REGION", PLACEHOLDER_REGION));

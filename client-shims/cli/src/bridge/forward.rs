@@ -14,6 +14,7 @@ use keyhatch::{Address, Error};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::switch::{self, Switch};
 use super::token::Token;
 
 /// The headers in which AWS's agent and Vault expect a token. The agent needs none: it knows who asks.
@@ -47,19 +48,35 @@ const CONNECT: Duration = Duration::from_secs(10);
 const AWAY: &str = "the agent cannot be reached\n";
 
 /// An agent that takes no more of a body ends the connection, and its answer may be lost with it.
-const UNANSWERED: &str =
-    "the agent ended the connection before it answered: it takes bodies of up to 64 KiB\n";
+const UNANSWERED: &str = "the agent ended the connection before it answered: but by a route, it takes bodies of up to 64 KiB\n";
 
 pub type Body = Either<Incoming, Full<Bytes>>;
 type Outgoing = Either<Incoming, Empty<Bytes>>;
 
 /// The connection to the agent that belongs to one connection of a client.
 #[derive(Default)]
-pub struct Way(Mutex<Option<SendRequest<Outgoing>>>);
+pub struct Way {
+    kept: Mutex<Option<SendRequest<Outgoing>>>,
+    /// What both become after the last answer.
+    switch: Mutex<Option<Switch>>,
+}
+
+impl Way {
+    /// Goes on as a WebSocket, where that was agreed.
+    pub async fn go_on(&self) {
+        let switch = self.switch.lock().await.take();
+        if let Some(switch) = switch {
+            switch.join().await;
+        }
+    }
+}
+
+/// Where requests go.
+pub struct Agent(Address);
 
 /// What all connections share.
 pub struct Front {
-    agent: Address,
+    agent: Agent,
     token: Token,
     aws_agent: bool,
 }
@@ -67,25 +84,17 @@ pub struct Front {
 impl Front {
     pub fn new(agent: Address, token: Token, aws_agent: bool) -> Self {
         Self {
-            agent,
+            agent: Agent::new(agent),
             token,
             aws_agent,
         }
     }
 
     pub async fn answer(&self, way: &Way, request: Request<Incoming>) -> Response<Body> {
-        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let admitted = self.admit(&request);
-        let last = chunked || admitted.is_err();
-        let mut answer = match admitted {
-            Ok(target) => self.forward(way, request, target).await,
-            Err((status, why)) => said(status, why),
-        };
-        if last {
-            let close = HeaderValue::from_static("close");
-            answer.headers_mut().insert(header::CONNECTION, close);
+        match self.admit(&request) {
+            Ok(target) => self.agent.forward(way, request, target).await,
+            Err((status, why)) => closing(said(status, why)),
         }
-        answer
     }
 
     /// The agent's path for a request with the token, or why there is none.
@@ -126,16 +135,41 @@ impl Front {
             .any(|value| self.token.is(value.as_bytes()))
             .then(|| asked.to_owned())
     }
+}
 
-    async fn forward(&self, way: &Way, request: Request<Incoming>, target: Uri) -> Response<Body> {
+impl Agent {
+    pub fn new(address: Address) -> Self {
+        Self(address)
+    }
+
+    /// Passes a request on to that path of the agent's.
+    pub async fn forward(
+        &self,
+        way: &Way,
+        request: Request<Incoming>,
+        target: Uri,
+    ) -> Response<Body> {
+        let last = is_last(&request);
+        let answer = self.pass(way, request, target).await;
+        if last && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return closing(answer);
+        }
+        answer
+    }
+
+    async fn pass(&self, way: &Way, mut request: Request<Incoming>, target: Uri) -> Response<Body> {
+        let client = switch::asked(&mut request);
         let (mut head, body) = request.into_parts();
         head.headers = passed_on(&head.headers, true);
+        if client.is_some() {
+            switch::mark(&mut head.headers);
+        }
         let host = HeaderValue::from_static("keyhatch");
         head.headers.insert(header::HOST, host);
         let mut body = Some(body).filter(|body| !body.is_end_stream());
         let repeatable = body.is_none() && is_read(&head.method);
         let mut until = None;
-        let mut kept = way.0.lock().await;
+        let mut kept = way.kept.lock().await;
         loop {
             let mut request = Request::new(
                 body.take()
@@ -145,7 +179,15 @@ impl Front {
             *request.uri_mut() = target.clone();
             request.headers_mut().clone_from(&head.headers);
             let failed = match self.send(&mut kept, request).await {
-                Ok(answer) => return passed_back(answer),
+                Ok(mut answer) => {
+                    let Some(agreed) = Switch::agreed(client, &mut answer) else {
+                        return passed_back(answer);
+                    };
+                    *way.switch.lock().await = Some(agreed);
+                    let mut answer = passed_back(answer);
+                    switch::mark(answer.headers_mut());
+                    return answer;
+                }
                 Err(failed) => failed,
             };
             *kept = None;
@@ -195,13 +237,13 @@ impl Front {
     }
 
     async fn connect(&self) -> Result<SendRequest<Outgoing>, Option<Error>> {
-        let connected = timeout(CONNECT, self.agent.connect_async()).await;
+        let connected = timeout(CONNECT, self.0.connect_async()).await;
         let stream = connected.map_err(|_| None)?.map_err(Some)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|_| None)?;
         // It ends with the sender, and tells it of its errors.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         Ok(sender)
     }
 }
@@ -221,6 +263,21 @@ enum Failed {
     Unanswered,
     /// Somebody else listens there.
     Untrusted,
+}
+
+/// Whether what follows a request was not looked at, so that its answer has to be the last.
+pub fn is_last(request: &Request<Incoming>) -> bool {
+    let unseen = [header::TRANSFER_ENCODING, header::UPGRADE];
+    unseen
+        .iter()
+        .any(|name| request.headers().contains_key(name))
+}
+
+/// An answer that is the last of its connection.
+pub fn closing<B>(mut answer: Response<B>) -> Response<B> {
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
+    answer
 }
 
 fn is_read(method: &Method) -> bool {
@@ -259,7 +316,8 @@ fn of_aws_agent(target: String) -> String {
     mapped
 }
 
-fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
+/// The headers that do not end here.
+pub fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
     let stays = |name: &&HeaderName| {
         NOT_PASSED_ON.contains(name) || (to_agent && TOKEN_HEADERS.contains(name))
     };
@@ -270,13 +328,13 @@ fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
         .collect()
 }
 
-fn passed_back(answer: Response<Incoming>) -> Response<Body> {
+pub fn passed_back(answer: Response<Incoming>) -> Response<Body> {
     let (mut head, body) = answer.into_parts();
     head.headers = passed_on(&head.headers, false);
     Response::from_parts(head, Either::Left(body))
 }
 
-fn said(status: StatusCode, why: &'static str) -> Response<Body> {
+pub fn said(status: StatusCode, why: &'static str) -> Response<Body> {
     let mut answer = Response::new(Either::Right(Full::from(why)));
     *answer.status_mut() = status;
     let no_store = HeaderValue::from_static("no-store");

@@ -5,12 +5,14 @@
 
 mod announce;
 pub mod environment;
-mod forward;
+pub mod forward;
 mod owner;
-mod serve;
-mod strict;
-mod token;
+pub mod serve;
+pub mod strict;
+mod switch;
+pub mod token;
 
+use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
@@ -29,22 +31,16 @@ const AWS_AGENT_PORT: u16 = 2773;
 
 /// A bridge beside a command of `keyhatch run`, for as long as this process lives; its base URL.
 pub fn beside(client: &Client) -> Result<Zeroizing<String>, Failure> {
-    let listener = listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    let address = listener
-        .local_addr()
-        .map_err(|cause| Failure::failed(format!("bridge: {cause}")))?;
+    let (listener, address) = listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let token = Token::fresh()?;
     let url = token.url(address);
     let front = Front::new(client.address().clone(), token, false);
-    start(listener, address, Arc::new(front))?;
+    begin(listener, address, front)?;
     Ok(url)
 }
 
 pub fn bridge(client: &Client, args: &Bridge) -> Result<u8, Failure> {
-    let listener = listen(args)?;
-    let address = listener
-        .local_addr()
-        .map_err(|cause| Failure::failed(format!("bridge: {cause}")))?;
+    let (listener, address) = listen(args)?;
     let token = if args.aws_agent {
         Token::of_aws_agent()?
     } else {
@@ -57,7 +53,7 @@ pub fn bridge(client: &Client, args: &Bridge) -> Result<u8, Failure> {
         .map_err(|error| Failure::Client("bridge".into(), error))?;
     let mut keeper = Keeper::new()?;
     let front = Front::new(client.address().clone(), token, args.aws_agent);
-    start(listener, address, Arc::new(front))?;
+    begin(listener, address, front)?;
     let command = match args.command.as_slice() {
         [] => None,
         words => Some(Command::new(words)?),
@@ -82,7 +78,7 @@ fn wait(keeper: &mut Keeper, has_child: bool) -> Result<u8, Failure> {
     }
 }
 
-fn listen(args: &Bridge) -> Result<TcpListener, Failure> {
+fn listen(args: &Bridge) -> Result<(TcpListener, SocketAddr), Failure> {
     let port = if args.aws_agent { AWS_AGENT_PORT } else { 0 };
     let address = args
         .listen
@@ -96,22 +92,37 @@ fn listen(args: &Bridge) -> Result<TcpListener, Failure> {
     listen_at(address)
 }
 
-fn listen_at(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|cause| Failure::failed(format!("bridge: cannot listen at {address}: {cause}")))
+/// A listener that the runtime can take, and where it listens.
+pub fn listen_at(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|cause| Failure::failed(format!("bridge: cannot listen at {address}: {cause}")))
 }
 
-fn start(listener: TcpListener, address: SocketAddr, front: Arc<Front>) -> Result<(), Failure> {
+fn begin(listener: TcpListener, address: SocketAddr, front: Front) -> Result<(), Failure> {
+    let front = Arc::new(front);
+    start(move || {
+        serve::serve(listener, address, move |stream| {
+            serve::converse(stream, front.clone())
+        })
+    })
+}
+
+/// Does work on a thread of its own, which has a runtime, for as long as the process lives.
+pub fn start<F: Future>(work: impl FnOnce() -> F + Send + 'static) -> Result<(), Failure> {
     let failed = |cause| Failure::failed(format!("bridge: cannot start: {cause}"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed)?;
-    let work = move || runtime.block_on(serve::serve(listener, address, front));
     thread::Builder::new()
         .name("keyhatch-bridge".into())
-        .spawn(work)
+        .spawn(move || {
+            runtime.block_on(work());
+        })
         .map_err(failed)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Accepting connections: whose they are is known before anything is read from them.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +22,16 @@ use super::strict::Strict;
 const MAX_CONNECTIONS: usize = 256;
 
 /// How long a head may take, and a kept connection be idle.
-const HEAD: Duration = Duration::from_secs(30);
+pub const HEAD: Duration = Duration::from_secs(30);
 
-const MAX_BUFFER: usize = 64 * 1024;
+pub const MAX_BUFFER: usize = 64 * 1024;
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, own: SocketAddr, front: Arc<Front>) {
+/// Accepts our own user's connections until the process ends, and has each conversed with.
+pub async fn serve<C, F>(listener: TcpListener, own: SocketAddr, converse: C)
+where
+    C: Fn(TcpStream) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(cause) => {
@@ -48,21 +53,22 @@ pub async fn serve(listener: TcpListener, own: SocketAddr, front: Arc<Front>) {
         if owner::uid_of(peer, own).ok() != Some(geteuid().as_raw()) {
             continue;
         }
-        let front = front.clone();
+        let conversation = converse(stream);
         tokio::spawn(async move {
-            converse(stream, front).await;
+            conversation.await;
             drop(place);
         });
     }
 }
 
 /// One connection, with one of its own to the agent.
-async fn converse(stream: TcpStream, front: Arc<Front>) {
+pub async fn converse(stream: TcpStream, front: Arc<Front>) {
     // An answer goes out as it comes.
     let _ = stream.set_nodelay(true);
     let way = Arc::new(Way::default());
+    let asked = way.clone();
     let service = service_fn(move |request| {
-        let (front, way) = (front.clone(), way.clone());
+        let (front, way) = (front.clone(), asked.clone());
         async move { Ok::<_, Infallible>(front.answer(&way, request).await) }
     });
     // How it ends, nobody needs to know: the client has gone, or sent what is refused.
@@ -71,5 +77,7 @@ async fn converse(stream: TcpStream, front: Arc<Front>) {
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(Strict::new(stream)), service)
+        .with_upgrades()
         .await;
+    way.go_on().await;
 }

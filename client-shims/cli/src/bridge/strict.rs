@@ -2,8 +2,8 @@
 //!
 //! HTTP libraries forgive: where a request has two lengths, hyper takes the one and forgets the other. What stands in
 //! front of a socket that answers with secrets forgives nothing, so this stream hands a head to hyper once it is whole
-//! and plain, and ends the connection otherwise. After a chunked body it looks no further: such a connection is closed
-//! once it is answered.
+//! and plain, and ends the connection otherwise. After a chunked body, or where another protocol is asked for, it looks
+//! no further: such a connection is closed once it is answered, unless it is HTTP no more.
 
 use std::io;
 use std::pin::Pin;
@@ -131,8 +131,12 @@ fn head(bytes: &[u8]) -> io::Result<Option<(usize, Next)>> {
     if length > MAX_HEAD || !has_plain_lines(&bytes[..length]) {
         return Err(refused("not plain"));
     }
-    let mut next = Next::Body(0);
-    let (mut lengths, mut hosts) = (0, 0);
+    // A tunnel begins after it, or it is refused and the connection ends.
+    let mut next = match request.method {
+        Some("CONNECT") => Next::Anything,
+        _ => Next::Body(0),
+    };
+    let (mut lengths, mut hosts, mut switches) = (0, 0, false);
     for header in request.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {
             lengths += 1;
@@ -143,12 +147,17 @@ fn head(bytes: &[u8]) -> io::Result<Option<(usize, Next)>> {
                 return Err(refused("an encoding other than chunked"));
             }
             next = Next::Anything;
+        } else if header.name.eq_ignore_ascii_case("upgrade") {
+            switches = true;
         } else if header.name.eq_ignore_ascii_case("host") {
             hosts += 1;
         }
     }
     if lengths > 1 || hosts > 1 {
         return Err(refused("two lengths or hosts"));
+    }
+    if switches {
+        next = Next::Anything;
     }
     Ok(Some((length, next)))
 }
@@ -197,6 +206,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nframes, not heads",
+            "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\nTLS, not heads",
         ] {
             assert_eq!(
                 through(good.as_bytes()).unwrap(),

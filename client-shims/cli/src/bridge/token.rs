@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use nix::unistd::geteuid;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -16,6 +18,9 @@ use crate::failure::Failure;
 
 /// Where AWS's agent keeps its token unless `$AWS_TOKEN` says otherwise.
 const AWS_TOKEN_FILE: &str = "/var/run/awssmatoken";
+
+/// Who a client says that it is, to a proxy that only asks for the token.
+const PROXY_USER: &str = "keyhatch";
 
 /// 256 bits.
 const BYTES: usize = 32;
@@ -79,6 +84,21 @@ impl Token {
 
     pub fn url(&self, address: SocketAddr) -> Zeroizing<String> {
         Zeroizing::new(format!("http://{address}/{}", *self.0))
+    }
+
+    /// The URL of a proxy, with the token as its password.
+    pub fn proxy_url(&self, address: SocketAddr) -> Zeroizing<String> {
+        Zeroizing::new(format!("http://{PROXY_USER}:{}@{address}", *self.0))
+    }
+
+    /// Whether a `Proxy-Authorization` holds the token (RFC 7617).
+    pub fn is_password(&self, given: &[u8]) -> bool {
+        let (Some(scheme), Some(given)) = (given.get(..6), given.get(6..)) else {
+            return false;
+        };
+        let pair = Zeroizing::new(format!("{PROXY_USER}:{}", *self.0));
+        let expected = Zeroizing::new(STANDARD.encode(pair.as_bytes()));
+        scheme.eq_ignore_ascii_case(b"basic ") && expected.as_bytes().ct_eq(given).into()
     }
 
     pub fn is(&self, given: &[u8]) -> bool {

@@ -15,6 +15,7 @@ use crate::child::{Command, Event, Keeper, Variable};
 use crate::failure::Failure;
 use crate::options::{OnRotate, Run};
 use crate::output::visible;
+use crate::proxy;
 use changes::Changes;
 use deliver::Delivery;
 use wants::Wants;
@@ -29,9 +30,8 @@ pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
     let routed = routed::wanted(&run.route)?;
     let wants = Wants::gather(run)?;
     if run.on_rotate == OnRotate::None {
-        if !routed.is_empty() {
-            let why =
-                "run: --route needs this process beside the command: leave --on-rotate none out";
+        if !routed.is_empty() || run.proxy.is_some() {
+            let why = "run: --route and --proxy need this process beside the command: leave --on-rotate none out";
             return Err(Failure::usage(why));
         }
         let delivery = Delivery::read(client, &wants)?;
@@ -40,9 +40,18 @@ pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
     let keeper = Keeper::new()?;
     let delivery = Delivery::read(client, &wants)?;
     let changes = Changes::watch(client, delivery.names())?;
+    let proxy = match &run.proxy {
+        Some(named) => Some(proxy::beside(client, named, run.only_routes)?),
+        None => None,
+    };
+    let mut beside = routed::variables(client, &routed)?;
+    if let Some(proxy) = &proxy {
+        proxy.join(&mut beside);
+    }
     Runner {
         client,
-        routed: routed::variables(client, &routed)?,
+        beside,
+        _proxy: proxy,
         wants,
         command: Command::new(&run.command)?,
         on_rotate: run.on_rotate,
@@ -70,7 +79,8 @@ fn become_child(run: &Run, delivery: &Delivery) -> Failure {
 struct Runner<'a> {
     client: &'a Client,
     /// Where the routes are.
-    routed: Vec<Variable>,
+    beside: Vec<Variable>,
+    _proxy: Option<proxy::Beside>,
     wants: Wants,
     command: Command,
     on_rotate: OnRotate,
@@ -107,7 +117,7 @@ impl Runner<'_> {
 
     fn variables(&self, delivery: &Delivery) -> Vec<Variable> {
         let mut all = delivery.variables();
-        all.extend(self.routed.iter().cloned());
+        all.extend(self.beside.iter().cloned());
         all
     }
 

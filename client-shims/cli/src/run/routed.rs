@@ -11,6 +11,9 @@ use crate::failure::Failure;
 /// What stands in for a key where an SDK wants one: the agent leaves it out and adds the real one.
 const PLACEHOLDER: &str = "not-a-key-keyhatch-adds-the-real-one";
 
+/// What the variables begin with that tell an SDK of AWS where a service is.
+const AWS: &str = "AWS_ENDPOINT_URL";
+
 /// A variable and the route, with a path or without, that it leads to.
 pub struct Routed {
     variable: String,
@@ -56,6 +59,9 @@ pub fn variables(client: &Client, routed: &[Routed]) -> Result<Vec<Variable>, Fa
                 variables.push(Variable::plain(&key, PLACEHOLDER));
             }
         }
+    }
+    if routed.iter().any(|one| one.variable.starts_with(AWS)) {
+        variables.extend(environment::for_aws());
     }
     Ok(variables)
 }

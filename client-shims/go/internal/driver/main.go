@@ -8,7 +8,10 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +31,13 @@ type order struct {
 	Seconds int      `json:"seconds"`
 	Reads   int      `json:"reads"`
 	PauseMS int      `json:"pause_ms"`
+
+	Route   string            `json:"route"`
+	Path    string            `json:"path"`
+	Method  string            `json:"method"`
+	Headers map[string]string `json:"headers"`
+	Body    string            `json:"body"`
+	Stream  bool              `json:"stream"`
 }
 
 // reply is one line of output.
@@ -85,6 +95,8 @@ func do(ctx context.Context, order *order) (reply, error) {
 			write(reply{"rotated": secret.Name(), "version": secret.Version()})
 		})
 		return reply{"ok": true, "started": true}, err
+	case "use":
+		return use(ctx, order)
 	case "loop":
 		return loop(ctx, order), nil
 	case "print":
@@ -170,6 +182,40 @@ func watch(ctx context.Context, order *order) (reply, error) {
 		write(reply{"ok": true, "events": events})
 	}()
 	return reply{"ok": true, "started": true}, nil
+}
+
+func use(ctx context.Context, order *order) (reply, error) {
+	url := "https://upstream.example" + order.Path
+	request, err := http.NewRequestWithContext(ctx, order.Method, url, strings.NewReader(order.Body))
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range order.Headers {
+		request.Header.Set(name, value)
+	}
+	client := &http.Client{Transport: keyhatch.Route(order.Route)}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if !order.Stream {
+		body, err := io.ReadAll(response.Body)
+		route := response.Header.Get("Keyhatch-Route")
+		return reply{"ok": true, "status": response.StatusCode, "route": route, "body": string(body)}, err
+	}
+	piece := make([]byte, 4096)
+	for {
+		count, err := response.Body.Read(piece)
+		if count > 0 {
+			write(reply{"ok": true, "piece": string(piece[:count])})
+		}
+		if err == io.EOF {
+			return reply{"ok": true, "end": true}, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
 }
 
 func loop(ctx context.Context, order *order) reply {

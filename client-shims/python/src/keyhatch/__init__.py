@@ -37,14 +37,18 @@ from ._errors import (
     TimedOut,
     Unavailable,
     Unreachable,
+    UpstreamFailed,
+    UpstreamTimeout,
 )
 from ._follow import Rotations
 from ._progress import Change
 from ._reply import Batch, Health, Listed, Whoami
+from ._route import Answer, Route
 from ._secret import Secret
 from ._watch import Watch
 
 __all__ = [
+    "Answer",
     "AsyncClient",
     "AsyncRotations",
     "AsyncWatch",
@@ -67,11 +71,14 @@ __all__ = [
     "RateLimited",
     "Refused",
     "Rotations",
+    "Route",
     "Sealed",
     "Secret",
     "TimedOut",
     "Unavailable",
     "Unreachable",
+    "UpstreamFailed",
+    "UpstreamTimeout",
     "Watch",
     "Whoami",
     "batch",
@@ -80,6 +87,7 @@ __all__ = [
     "health",
     "list",
     "on_rotate",
+    "route",
     "wait_for_change",
     "watch",
     "whoami",
@@ -138,6 +146,11 @@ def watch(*names: str) -> Watch:
 def on_rotate(name: str, callback: Callable[[Secret], object]) -> Rotations:
     """See `Client.on_rotate`."""
     return _client().on_rotate(name, callback)
+
+
+def route(name: str) -> Route:
+    """See `Client.route`."""
+    return _client().route(name)
 
 
 environ = Environ()

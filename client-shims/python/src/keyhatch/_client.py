@@ -17,6 +17,7 @@ from ._names import MAX_BATCH
 from ._progress import DEFAULT_TIMEOUT, Patience, Poll
 from ._reply import Batch, Health, Listed, Whoami
 from ._request import Request, Wanted
+from ._route import Route
 from ._secret import Secret
 from ._socket import Address
 from ._watch import Watch
@@ -125,6 +126,10 @@ class Client:
         wanted = Wanted.parse(name)
         watch = Watch(self._address, self._timeout, [wanted.name], endless=True)
         return Rotations(wanted, callback, lambda: self._fetch(wanted), watch)
+
+    def route(self, name: str) -> Route:
+        """A route, to call its upstream with a secret that this process does not see."""
+        return Route(self._address, name)
 
     def close(self) -> None:
         """Closes the kept connections and forgets what is cached. The client may be used again."""

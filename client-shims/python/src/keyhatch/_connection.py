@@ -24,7 +24,7 @@ class Connection:
         self._address = address
         self._owner = os.getpid()
         folder = address.folder()
-        self._socket = _dial(address, patience)
+        self._socket = dial(address, patience)
         try:
             address.check(folder, self._socket)
         except BaseException:
@@ -91,7 +91,8 @@ class Connection:
         return self._socket.recv
 
 
-def _dial(address: Address, patience: Patience) -> socket.socket:
+def dial(address: Address, patience: Patience) -> socket.socket:
+    """Connects, without a look at who listens."""
     dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         while True:

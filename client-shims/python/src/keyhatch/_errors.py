@@ -21,6 +21,8 @@ __all__ = [
     "TimedOut",
     "Unavailable",
     "Unreachable",
+    "UpstreamFailed",
+    "UpstreamTimeout",
 ]
 
 
@@ -52,9 +54,7 @@ class KeyhatchError(Exception):
     @property
     def is_temporary(self) -> bool:
         """Whether the same request may well succeed a little later."""
-        return isinstance(self, (Sealed, Unavailable, RateLimited, Unreachable, TimedOut)) or (
-            isinstance(self, Failed) and (self.status or 0) >= 500
-        )
+        return isinstance(self, _TEMPORARY) or (isinstance(self, Failed) and (self.status or 0) >= 500)
 
 
 class Denied(KeyhatchError):
@@ -85,6 +85,14 @@ class RateLimited(KeyhatchError):
 
 class BadRequest(KeyhatchError):
     """The agent does not understand the request."""
+
+
+class UpstreamFailed(KeyhatchError):
+    """The upstream of a route could not be asked, or gave no answer that can be passed on."""
+
+
+class UpstreamTimeout(KeyhatchError):
+    """The upstream of a route was silent for too long."""
 
 
 class Failed(KeyhatchError):
@@ -119,6 +127,8 @@ class NotText(KeyhatchError, ValueError):
     """The value is not UTF-8 text: read it as bytes."""
 
 
+_TEMPORARY = (Sealed, Unavailable, RateLimited, Unreachable, TimedOut, UpstreamFailed, UpstreamTimeout)
+
 _BY_CODE: dict[str, type[KeyhatchError]] = {
     "denied": Denied,
     "quarantined": Quarantined,
@@ -127,6 +137,8 @@ _BY_CODE: dict[str, type[KeyhatchError]] = {
     "upstream_unavailable": Unavailable,
     "audit_unavailable": Unavailable,
     "timeout": Unavailable,
+    "upstream_failed": UpstreamFailed,
+    "upstream_timeout": UpstreamTimeout,
     "rate_limited": RateLimited,
     "bad_request": BadRequest,
     "too_large": BadRequest,

@@ -57,6 +57,8 @@ class Whoami:
     bot: str | None
     roles: list[str]
     grants: list[Any]
+    #: The routes that it may use, each with its name and its upstream. An older agent does not say.
+    routes: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _page(document: dict[str, Any]) -> tuple[list[Listed], str | None]:
 def _whoami(document: dict[str, Any]) -> Whoami:
     told: dict[str, Any] = {name: document.get(name) for name in ("uid", "gid", "exe", "unit", "user_unit", "bot")}
     told.update({name: document[name] for name in ("pid", "groups", "roles", "grants")})
-    return Whoami(**told)
+    return Whoami(**told, routes=document.get("routes", []))
 
 
 def _health(document: dict[str, Any]) -> Health:

@@ -3,6 +3,8 @@
 mod cache;
 mod connection;
 mod follow;
+#[cfg(feature = "route")]
+mod route;
 mod watch;
 
 use std::path::Path;
@@ -22,6 +24,8 @@ use cache::Cache;
 use connection::Connection;
 
 pub use follow::{Followed, OnRotate};
+#[cfg(feature = "route")]
+pub use route::{Answer, BoxError, Route};
 pub use watch::Watch;
 
 /// Asks one agent for secrets.
@@ -188,6 +192,13 @@ impl Client {
         let wanted = Wanted::parse(name)?;
         let held = Arc::new(self.fetch(&wanted).await?);
         Ok(OnRotate::start(self.clone(), wanted, held, told))
+    }
+
+    /// A route, to call its upstream with a secret that this process does not see.
+    #[cfg(feature = "route")]
+    #[must_use]
+    pub fn route(&self, name: &str) -> Route {
+        Route::new(self.address.clone(), self.patience, name)
     }
 
     /// Sends `request` on the kept connection, else on a new one, as often as a restart of the agent takes.

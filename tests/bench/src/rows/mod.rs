@@ -5,6 +5,7 @@ mod detection;
 mod dropin;
 mod life;
 mod rotation;
+mod routes;
 mod speed;
 mod upstream;
 
@@ -87,7 +88,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 11] = [
+pub const GROUPS: [&str; 12] = [
     "memory",
     "speed",
     "watchers",
@@ -98,6 +99,7 @@ pub const GROUPS: [&str; 11] = [
     "detection",
     "start",
     "upstream",
+    "routes",
     "store",
 ];
 
@@ -138,6 +140,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
     });
     group(plan, report, "upstream", |report| {
         upstream::all(plan, folder, &site, report)
+    });
+    group(plan, report, "routes", |report| {
+        routes::all(plan, folder.path(), &site, report)
     });
     group(plan, report, "store", |report| {
         life::large_store(plan, folder.path(), report)

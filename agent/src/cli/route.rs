@@ -1,0 +1,105 @@
+//! `keyhatchd route try`: what a route would send for a call. Nothing is sent, and no secret is read.
+
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method};
+
+use super::{ConfigAt, exit, fail, say};
+use crate::audit::safe;
+use crate::config::{self, Config, Depth};
+use crate::policy::Call;
+use crate::routes::{Outgoing, Target, preview};
+
+#[derive(clap::Subcommand)]
+pub enum Verb {
+    /// Show what would be sent, the credential masked; exit 0 where the route allows it, 77 where not
+    #[command(after_help = "Example: keyhatchd route try openai /v1/models")]
+    Try(Args),
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The route
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The path at the upstream, with a query where there is one
+    #[arg(value_name = "PATH")]
+    path: String,
+    /// The method
+    #[arg(long, default_value = "GET")]
+    method: Method,
+    /// A header of the bot's; may be given several times
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(HeaderName, HeaderValue)>,
+    #[command(flatten)]
+    at: ConfigAt,
+}
+
+pub fn route(verb: Verb) -> u8 {
+    let Verb::Try(args) = verb;
+    match config::load(&args.at.config, Depth::ContentOnly) {
+        Ok(config) => attempt(&config, args),
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            exit::CONFIG
+        }
+    }
+}
+
+fn attempt(config: &Config, args: Args) -> u8 {
+    let Some(route) = config.routes.iter().find(|route| route.name == args.name) else {
+        return fail(
+            exit::USAGE,
+            format_args!("there is no route {:?}", args.name),
+        );
+    };
+    let (path, query) = match args.path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (&*args.path, None),
+    };
+    let target = match Target::parse(path, query) {
+        Ok(target) => target,
+        Err(why) => return fail(exit::USAGE, format_args!("{path:?}: {why}")),
+    };
+    let outgoing = Outgoing {
+        method: args.method,
+        target,
+        headers: args.header.into_iter().collect::<HeaderMap>(),
+        websocket: false,
+    };
+    let call = Call {
+        route: &route.name,
+        method: outgoing.method.as_str(),
+        path: &outgoing.target.path,
+    };
+    for line in preview(route, &outgoing).lines() {
+        say(safe(line));
+    }
+    say(format_args!(
+        "\nto {}, nothing was sent",
+        route.upstream.authority()
+    ));
+    if let Some(refused) = config.policy.refuses(&call) {
+        let rule = refused.rule().map_or("", |rule| rule);
+        say(format_args!("denied, {}, by {rule}", refused.reason()));
+        return exit::DENIED;
+    }
+    let mut waits = route.approve.iter();
+    if waits.any(|waits| waits.matches(call.method, call.path)) {
+        say("allowed by the route, once an operator approves of it");
+    } else {
+        say("allowed by the route");
+    }
+    0
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or("write a header as \"NAME: VALUE\"")?;
+    let name = name.trim().parse().map_err(|_| "no header is named so")?;
+    let value = value
+        .trim()
+        .parse()
+        .map_err(|_| "no header has such a value")?;
+    Ok((name, value))
+}

@@ -1,0 +1,110 @@
+//! What a route would send, with nothing of the secret: that is not even looked up.
+
+use std::fmt::Write;
+
+use hyper::header::HeaderName;
+
+use super::exchange::Outgoing;
+use super::{headers, path};
+use crate::config::{self, Inject, Part, Piece, SigV4, Template};
+
+/// Stands where the credential would.
+const MASKED: &str = "***";
+
+/// What is made of the configuration of a route, before any of it is sent.
+#[derive(Default)]
+struct Written {
+    headers: Vec<(String, String)>,
+    query: Vec<(String, String)>,
+    /// What is no part of the head.
+    besides: Vec<String>,
+}
+
+/// The head of the request, as it would leave, and what would go with it.
+#[must_use]
+pub fn preview(route: &config::Route, outgoing: &Outgoing) -> String {
+    let mut written = Written::default();
+    route.inject.iter().for_each(|inject| written.add(inject));
+    let mut out = format!("{} {}", outgoing.method, outgoing.target.encoded());
+    let is_injected = |name: &str| written.query.iter().any(|(own, _)| own == name);
+    let own = outgoing.target.query_without(is_injected);
+    let own = Some(own).filter(|own| !own.is_empty());
+    let injected = written.query.iter().map(|(name, value)| {
+        let mut text = String::new();
+        name.bytes()
+            .for_each(|byte| path::escape_reserved(byte, &mut text));
+        format!("{text}={value}")
+    });
+    let query: Vec<String> = own.into_iter().chain(injected).collect();
+    if !query.is_empty() {
+        let _ = write!(out, "?{}", query.join("&"));
+    }
+    let _ = writeln!(out, " HTTP/1.1\nhost: {}", route.upstream.authority());
+    let names = written.headers.iter();
+    let names: Vec<HeaderName> = names.filter_map(|(name, _)| name.parse().ok()).collect();
+    for (name, value) in &headers::to_upstream(&outgoing.headers, &names) {
+        let _ = writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
+    }
+    for (name, value) in &written.headers {
+        let _ = writeln!(out, "{name}: {value}");
+    }
+    for line in &written.besides {
+        let _ = writeln!(out, "{line}");
+    }
+    out
+}
+
+impl Written {
+    fn add(&mut self, inject: &Inject) {
+        match inject {
+            Inject::Header { name, value } => self.header(name.as_str(), filled(value)),
+            Inject::Query { name, value } => self.query.push((name.clone(), filled(value))),
+            Inject::Basic { .. } => self.header("authorization", format!("Basic {MASKED}")),
+            Inject::SigV4(sigv4) => self.signature(sigv4),
+            Inject::Hmac(hmac) => {
+                let signed = &hmac.template;
+                let value = [pieces(&signed.before), MASKED.into(), pieces(&signed.after)];
+                self.header(hmac.header.as_str(), value.concat());
+                if let Some(name) = &hmac.timestamp {
+                    self.header(name.as_str(), pieces(&[Piece::Timestamp]));
+                }
+            }
+            Inject::OAuth2(oauth2) => {
+                self.header("authorization", format!("Bearer {MASKED}"));
+                let server = oauth2.server.authority();
+                self.besides
+                    .push(format!("with an access token from {server}"));
+            }
+            Inject::Mtls => self.besides.push("with a client certificate".into()),
+        }
+    }
+
+    fn header(&mut self, name: &str, value: String) {
+        self.headers.push((name.to_owned(), value));
+    }
+
+    fn signature(&mut self, sigv4: &SigV4) {
+        let value = format!(
+            "AWS4-HMAC-SHA256 of {} in {}: {MASKED}",
+            sigv4.service, sigv4.region
+        );
+        self.header("authorization", value);
+    }
+}
+
+fn filled(template: &Template) -> String {
+    let part = |part: &Part| match part {
+        Part::Text(text) => text.clone(),
+        Part::Secret(_) => MASKED.to_owned(),
+    };
+    template.0.iter().map(part).collect()
+}
+
+fn pieces(pieces: &[Piece]) -> String {
+    let piece = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Timestamp => "{timestamp}".to_owned(),
+        Piece::Body => "{body}".to_owned(),
+    };
+    pieces.iter().map(piece).collect()
+}
