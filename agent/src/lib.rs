@@ -17,6 +17,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod policy;
+pub mod review;
 pub mod rotation;
 pub mod routes;
 pub mod sources;

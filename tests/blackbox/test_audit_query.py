@@ -1,6 +1,7 @@
 """The audit log as operators read it: `audit query` and `audit tail`."""
 
 import json
+import os
 import subprocess
 from datetime import datetime
 
@@ -50,13 +51,15 @@ def test_tail_follows_over_the_change_of_segments():
 
 
 def test_query_filters_by_each_of_its_options():
-    with Agent(POLICY, secrets={"app/key": CANARY, "app/deep/key": CANARY, "app/denied": CANARY}) as agent:
+    secrets, exe = {"app/key": CANARY, "app/deep/key": CANARY, "app/denied": CANARY}, os.readlink("/proc/self/exe")
+    with Agent(POLICY + Agent.SEES_PROGRAMS, secrets=secrets) as agent:
         agent.read("app/key", ALICE)
         middle = datetime.utcnow()
         agent.read("app/deep/key", CAROL)
         agent.read("app/denied", ALICE)
         agent.read("app/key", BOB)
         agent.get("/v1/secrets", ALICE)
+        agent.read("app/key")
         agent.ops("seal")
         everything = raw_records(agent.audit_dir)
         query = lambda *args: [
@@ -76,6 +79,9 @@ def test_query_filters_by_each_of_its_options():
             (["--event", "admin.sealed"], lambda r: r["event"] == "admin.sealed"),
             (["--decision", "deny"], lambda r: r["decision"] == "deny"),
             (["--uid", str(BOB)], lambda r: (r["peer"] or {}).get("uid") == BOB),
+            (["--pid", str(os.getpid())], lambda r: (r["peer"] or {}).get("pid") == os.getpid()),
+            (["--exe", exe], lambda r: (r["peer"] or {}).get("exe") == exe),
+            (["--exe", "**/python*"], lambda r: "/python" in ((r["peer"] or {}).get("exe") or "")),
             (["--since", stamp], lambda r: when(r) >= middle),
             (["--until", stamp], lambda r: when(r) < middle),
             (["--since", "1h"], lambda r: True),

@@ -43,7 +43,7 @@ UNIT = """
 Type=notify
 NotifyAccess=all
 ExecStart=/bin/sh -c 'echo "start $(keyhatch get {secret})" >> /run/{name}; systemd-notify --ready; exec sleep infinity'
-ExecReload=/bin/sh -c 'test ! -e /run/fail && echo "reload $(keyhatch get {secret})" >> /run/{name}'
+ExecReload=/bin/sh -c 'while test -e /run/hold; do sleep 0.1; done; test ! -e /run/fail && echo "reload $(keyhatch get {secret})" >> /run/{name}'
 """
 
 
@@ -117,6 +117,18 @@ def test_a_unit_is_reloaded_or_restarted_and_reads_the_new_value(allowed):
     eventually(lambda: len(records(allowed, "secret.watch")) == 4)
     allowed.systemctl("start", "bot")
     assert lines(allowed, "bot")[3:] == ["start CANARY-again"] and not records(allowed, "alert.*")
+
+
+def test_a_daemon_that_is_killed_meanwhile_tells_it_again(allowed):
+    allowed.write("/run/hold", "")
+    allowed.run("keyhatchd", "store", "put", "app/bot", stdin="CANARY-killed")
+    eventually(lambda: allowed.show("bot.service", "ActiveState") == "reloading")
+    allowed.systemctl("kill", "--signal=KILL", "keyhatch.service")
+    allowed.run("rm", "/run/hold")
+    watched = lambda: [one["version"] for one in records(allowed, "secret.watch") if one["secret"] == "app/bot"]
+    version = json.loads(allowed.run("keyhatch", "get", "app/bot", "--json").stdout)["version"]
+    eventually(lambda: watched()[-1] == version)
+    assert set(lines(allowed, "bot")[4:]) == {"reload CANARY-killed"}
 
 
 def test_what_fails_or_is_not_allowed_is_told_and_the_rotation_is_done(allowed):

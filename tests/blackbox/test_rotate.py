@@ -147,8 +147,8 @@ def test_what_fails_is_told_with_its_step_and_tried_again_with_the_same_value():
         assert (alert["secret"], alert["step"], alert["driver"]) == ("app/key", "test", "exec")
         assert "exit code 3" in alert["why"]
         assert agent.value() == CANARY
-        standing = agent.standing()
-        assert (standing["state"], standing["step"]) == ("failing", "test")
+        eventually(lambda: agent.standing()["state"] == "failing")
+        assert agent.standing()["step"] == "test"
         said = agent.ops("rotation", "status").stdout
         assert "! at test: " in said and "exit code 3" in said
         assert b'keyhatch_rotations_failing 1' in UnixHTTP(agent.admin_socket).get("/v1/metrics").body

@@ -34,7 +34,8 @@ pub fn format_line(record: &Record, color: bool) -> String {
 }
 
 /// What a record says, in words; not escaped.
-pub(super) fn sentence(record: &Record) -> String {
+#[must_use]
+pub fn sentence(record: &Record) -> String {
     let mut out = record.event.clone();
     if let Some(secret) = &record.secret {
         let _ = write!(out, " {secret}");

@@ -47,17 +47,17 @@ use std::time::Duration;
 
 use crate::files::FileError;
 
-pub use chain::{Hash, Head, Link};
+pub use chain::{Hash, Head, Link, seq_of};
 pub use checkpoint::{begin, load_key};
 pub use entry::{Entry, Facts, Who};
 pub use event::{Event, Verdict};
 pub use files::{Kind, Lines, SegmentFile, Tail, segments};
 pub use follow::{Follower, Step, tail};
-pub use format::{format_line, safe};
+pub use format::{format_line, safe, sentence};
 pub use log::{Log, Stats, make_folder};
 pub use query::{Filter, lines, query};
 pub use ratchet::{Ratchet, Seal};
-pub use record::{Brief, BriefPeer, Peer, Record, Text};
+pub use record::{Brief, BriefPeer, Peer, Record, Text, time_text};
 pub use render::{Phrase, extra, unescape};
 pub use report::{Bad, Report, Why};
 pub use scan::{Part, Span, fold, parts, stream};

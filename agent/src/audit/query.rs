@@ -28,6 +28,10 @@ pub struct Filter {
     pub unit: Option<String>,
     /// The peer's user id.
     pub uid: Option<u32>,
+    /// The peer's process id.
+    pub pid: Option<u32>,
+    /// The path of the peer's program, as it is in the record.
+    pub exe: Option<String>,
     /// Not before.
     pub since: Option<SystemTime>,
     /// Before.
@@ -42,12 +46,16 @@ impl Filter {
     /// Whether a record is wanted.
     #[must_use]
     pub fn matches(&self, record: &Brief<'_>) -> bool {
-        let uid = record.peer.as_ref().and_then(|peer| peer.uid);
+        let peer = record.peer.as_ref();
+        let is = |wanted: Option<u32>, has: Option<u64>| {
+            wanted.is_none_or(|wanted| has == Some(u64::from(wanted)))
+        };
         let names = [
             (&self.bot, record.bot.as_deref()),
             (&self.secret, record.secret.as_deref()),
             (&self.decision, Some(&*record.decision)),
             (&self.unit, record.unit()),
+            (&self.exe, peer.and_then(|peer| peer.exe.as_deref())),
         ];
         let event = self.event.as_ref();
         names.iter().all(|(pattern, text)| match (pattern, text) {
@@ -55,7 +63,8 @@ impl Filter {
             (Some(pattern), Some(text)) => names_match(pattern.as_bytes(), text.as_bytes()),
             (Some(_), None) => false,
         }) && event.is_none_or(|event| glob(event.as_bytes(), record.event.as_bytes()))
-            && self.uid.is_none_or(|wanted| uid == Some(u64::from(wanted)))
+            && is(self.uid, peer.and_then(|peer| peer.uid))
+            && is(self.pid, peer.and_then(|peer| peer.pid))
             && self.in_time(record)
     }
 
@@ -136,6 +145,7 @@ impl Filter {
             ("event", &self.event),
             ("decision", &self.decision),
             ("unit", &self.unit),
+            ("exe", &self.exe),
         ];
         let mut needles: Vec<Vec<u8>> = Vec::new();
         for (key, pattern) in texts {
@@ -149,6 +159,7 @@ impl Filter {
             needles.push(needle);
         }
         needles.extend(self.uid.map(|uid| format!("\"uid\":{uid},").into_bytes()));
+        needles.extend(self.pid.map(|pid| format!("\"pid\":{pid},").into_bytes()));
         // The longest is the rarest, more or less.
         needles.sort_by_key(|needle| std::cmp::Reverse(needle.len()));
         let finder = |needle: &Vec<u8>| Finder::new(needle).into_owned();
@@ -188,7 +199,7 @@ pub fn lines(
     while let Some(part) = parts.pop().filter(|_| found.len() < limit) {
         let mut here: VecDeque<Vec<u8>> = VecDeque::new();
         let room = limit - found.len();
-        scan::stream(&[part], &wanted, |line| {
+        scan::stream(&[part], wanted, |line| {
             here.push_back(line.to_vec());
             here.drain(..here.len().saturating_sub(room));
             true

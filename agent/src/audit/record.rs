@@ -99,8 +99,13 @@ pub struct Brief<'a> {
 /// Who asked.
 #[derive(Debug, Deserialize)]
 pub struct BriefPeer<'a> {
+    /// As [`Peer::pid`].
+    pub pid: Option<u64>,
     /// As [`Peer::uid`].
     pub uid: Option<u64>,
+    /// As [`Peer::exe`].
+    #[serde(borrow)]
+    pub exe: Option<Text<'a>>,
     /// As [`Peer::unit`].
     #[serde(borrow)]
     pub unit: Option<Text<'a>>,
@@ -203,10 +208,16 @@ impl Record {
 
 /// When a line says that it was written, without parsing the rest of it.
 pub(super) fn time_of(line: &[u8]) -> Option<SystemTime> {
+    humantime::parse_rfc3339(time_text(line)?).ok()
+}
+
+/// The same as the record has it: such texts are in the order of time.
+#[must_use]
+pub fn time_text(line: &[u8]) -> Option<&str> {
     const KEY: &[u8] = b",\"time\":\"";
     // It is the second key: `{"seq":` and at most 20 digits come before.
     let head = line.get(..64.min(line.len()))?;
     let at = head.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
     let text = line.get(at..)?.split(|byte| *byte == b'"').next()?;
-    humantime::parse_rfc3339(std::str::from_utf8(text).ok()?).ok()
+    std::str::from_utf8(text).ok()
 }

@@ -1,5 +1,6 @@
 //! Reads many segments with every core: each is read by one worker, and what is found comes in the log's order.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
@@ -38,6 +39,12 @@ impl Part {
 
     fn may_precede(&self, until: SystemTime) -> bool {
         !self.in_order() || self.began.is_none_or(|began| began < until)
+    }
+
+    /// Whether it has one of these records, if the log has it at all.
+    #[must_use]
+    pub fn has_any(&self, seqs: &BTreeSet<u64>) -> bool {
+        self.file.first < self.end && seqs.range(self.file.first..self.end).next().is_some()
     }
 
     fn in_order(&self) -> bool {

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use clap::Subcommand;
 
-use super::{audit_verify, exit, fail, paths};
+use super::{audit_report, audit_verify, exit, fail, paths};
 use crate::audit::{self, AuditError, Filter, Record};
 use crate::config::{self, Config, Depth};
+use crate::review;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,6 +27,9 @@ enum Verb {
         after_help = "Example: keyhatchd audit query --bot support-bot --decision deny --since 1h"
     )]
     Query(Box<Query>),
+    /// Say who read what, what was denied, and what of the policy nobody uses
+    #[command(after_help = "Example: keyhatchd audit report --since 7d --html > report.html")]
+    Report(audit_report::Report),
     /// Check every record and the chain that binds them
     #[command(after_help = "Example: keyhatchd audit verify")]
     Verify(audit_verify::Verify),
@@ -60,6 +64,27 @@ struct Tail {
     /// Print the records themselves, one JSON object a line
     #[arg(long)]
     json: bool,
+    /// Print events for a SIEM, one JSON object a line
+    #[arg(long, conflicts_with = "json")]
+    format: Option<Siem>,
+}
+
+/// The words of a SIEM.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Siem {
+    /// The Elastic Common Schema
+    Ecs,
+    /// The Open Cybersecurity Schema Framework
+    Ocsf,
+}
+
+impl Siem {
+    fn line(self, record: &Record) -> String {
+        match self {
+            Self::Ecs => review::ecs(record).to_string(),
+            Self::Ocsf => review::ocsf(record).to_string(),
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -84,6 +109,12 @@ struct Query {
     /// The peer's uid
     #[arg(long)]
     uid: Option<u32>,
+    /// The peer's process id
+    #[arg(long)]
+    pid: Option<u32>,
+    /// The path of the peer's program, as records show it
+    #[arg(long)]
+    exe: Option<String>,
     /// Not before: a time as 2026-01-31T12:00:00Z, or a span such as 2h before now
     #[arg(long, value_parser = moment)]
     since: Option<SystemTime>,
@@ -102,12 +133,16 @@ struct Query {
     /// Print comma-separated values with a header line
     #[arg(long)]
     csv: bool,
+    /// Print events for a SIEM, one JSON object a line
+    #[arg(long, conflicts_with_all = ["json", "csv"])]
+    format: Option<Siem>,
 }
 
 pub fn audit(args: Args) -> u8 {
     match args.verb {
         Verb::Tail(tail) => with_dir(&tail.at, |dir| print_tail(&dir, &tail)),
         Verb::Query(query) => with_dir(&query.at, |dir| print_query(&dir, &query)),
+        Verb::Report(report) => audit_report::report(&report),
         Verb::Verify(verify) => audit_verify::verify(&verify),
         Verb::Keygen(keygen) => audit_verify::keygen(&keygen),
     }
@@ -162,10 +197,10 @@ impl At {
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
     let color = colored();
     audit::tail(dir, args.follow, args.lines, |record| {
-        let line = if args.json {
-            record.line.clone()
-        } else {
-            audit::format_line(record, color)
+        let line = match args.format {
+            Some(format) => format.line(record),
+            None if args.json => record.line.clone(),
+            None => audit::format_line(record, color),
         };
         say(&line)
     })?;
@@ -180,6 +215,8 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
         decision: args.decision.clone(),
         unit: args.unit.clone(),
         uid: args.uid,
+        pid: args.pid,
+        exe: args.exe.clone(),
         since: args.since,
         until: args.until,
         seq: args.seq,
@@ -201,10 +238,10 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
         let Some(record) = Record::parse(line) else {
             return true;
         };
-        let text = if args.csv {
-            csv(&record)
-        } else {
-            audit::format_line(&record, color)
+        let text = match args.format {
+            Some(format) => format.line(&record),
+            None if args.csv => csv(&record),
+            None => audit::format_line(&record, color),
         };
         writeln!(out, "{text}").is_ok()
     })?;
@@ -269,7 +306,7 @@ fn csv_cell(text: &str) -> String {
     }
 }
 
-fn moment(text: &str) -> Result<SystemTime, String> {
+pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         return SystemTime::now()
             .checked_sub(span)

@@ -3,6 +3,7 @@
 mod admin;
 mod approve;
 mod audit;
+mod audit_report;
 mod audit_verify;
 mod check;
 mod dev;

@@ -1,29 +1,19 @@
 //! `[[rotation]]`: which secret changes when, by what, and who is told.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use keyhatch_protocol::{MAX_VALUE, Name};
+use keyhatch_protocol::Name;
 
-use super::section::{Section, Value, duration, one_of};
+use super::section::{Section, duration};
 use super::source::{Platform, Source, SourceKind};
-use super::{Depth, OnRotated, held, host, on_rotated};
+use super::{Depth, Driver, OnRotated, driver, on_rotated};
 use crate::calendar::{Calendar, local_zone};
-use crate::files::Holds;
 use crate::policy::{At, Place, Report};
-use crate::store::ALPHABET;
 
 /// How long the version before stays readable unless told otherwise, where `every` is long enough.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
-
-/// How long one step of a program may take unless told otherwise, and at most.
-const TIMEOUT: Duration = Duration::from_secs(60);
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// The length of a generated value unless told otherwise.
-const LENGTH: usize = 40;
 
 /// From here on the gaps of a calendar expression are looked at: a whole cycle of leap years is behind it.
 const REFERENCE: i64 = 1_735_689_600;
@@ -56,50 +46,6 @@ pub enum Every {
     Calendar(Box<Calendar>),
 }
 
-/// What makes a new value, and brings it to where it is used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Driver {
-    /// A random value in the store.
-    Generate(Alphabet),
-    /// A program of the operator's.
-    Exec(Program),
-    /// Vault or OpenBao: a new version of a KV v2 secret, or what its server rotates.
-    Vault(VaultDriver),
-    /// AWS's own rotation.
-    Aws,
-}
-
-/// What a random value is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Alphabet {
-    /// Its characters.
-    pub characters: Vec<u8>,
-    /// How many of them a value has.
-    pub length: usize,
-}
-
-/// A program, as it is run for each step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// The program and its first arguments; the step is one more.
-    pub command: Vec<String>,
-    /// Who it runs as.
-    pub user: Option<String>,
-    /// How long one step may take.
-    pub timeout: Duration,
-}
-
-/// How a secret of Vault is rotated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VaultDriver {
-    /// The field of a KV v2 secret that gets a new value; its only one where none is given.
-    pub field: Option<String>,
-    /// What that value is made of.
-    pub alphabet: Alphabet,
-    /// Where the server rotates by itself: the path that tells it to.
-    pub path: Option<String>,
-}
-
 impl Every {
     /// As it was written, for people.
     #[must_use]
@@ -118,25 +64,6 @@ impl Every {
                 calendar.shortest_gap(Timestamp::from_second(REFERENCE).ok()?)
             }
         }
-    }
-}
-
-impl Driver {
-    /// The word for it.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Generate(_) => "generate",
-            Self::Exec(_) => "exec",
-            Self::Vault(_) => "vault",
-            Self::Aws => "aws",
-        }
-    }
-
-    /// Whether it writes the encrypted store, and so keeps a pending value there.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(self, Self::Generate(_) | Self::Exec(_))
     }
 }
 
@@ -196,7 +123,7 @@ fn read(
         .map(|every| read_times(section, every, report));
     let driver = section
         .required("driver", "{ kind = \"generate\", length = 40 }", report)
-        .and_then(|value| read_driver(&value, depth, report));
+        .and_then(|value| driver::read(&value, depth, report));
     let host = section
         .string("host", report)
         .and_then(|text| read_host(&text, report));
@@ -293,116 +220,6 @@ fn read_host(text: &At<&str>, report: &mut Report) -> Option<String> {
     Some((*value).to_owned())
 }
 
-/// The kinds of driver.
-#[derive(Clone, Copy)]
-enum Of {
-    Generate,
-    Exec,
-    Vault,
-    Aws,
-}
-
-fn read_driver(value: &Value<'_>, depth: Depth, report: &mut Report) -> Option<Driver> {
-    let section = value.section("`driver`", report)?;
-    let kinds = [
-        ("generate", Of::Generate),
-        ("exec", Of::Exec),
-        ("vault", Of::Vault),
-        ("aws", Of::Aws),
-    ];
-    let word = section
-        .required("kind", "\"generate\"", report)?
-        .string(report)?;
-    let kind = one_of(&word, "kind", &kinds, report)?;
-    let known: &[&str] = match kind {
-        Of::Generate => &["kind", "length", "alphabet"],
-        Of::Exec => &["kind", "command", "user", "timeout"],
-        Of::Vault => &["kind", "field", "length", "alphabet", "path"],
-        Of::Aws => &["kind"],
-    };
-    section.check_keys(known, &[], report);
-    Some(match kind {
-        Of::Generate => Driver::Generate(read_alphabet(&section, report)?),
-        Of::Exec => Driver::Exec(read_program(&section, depth, report)?),
-        Of::Vault => Driver::Vault(VaultDriver {
-            field: section
-                .string("field", report)
-                .map(|at| at.value.to_owned()),
-            alphabet: read_alphabet(&section, report)?,
-            path: section.string("path", report).map(|at| at.value.to_owned()),
-        }),
-        Of::Aws => Driver::Aws,
-    })
-}
-
-fn read_alphabet(section: &Section<'_>, report: &mut Report) -> Option<Alphabet> {
-    let length = match section.get("length") {
-        Some(value) => usize::try_from(value.number(report)?).ok()?,
-        None => LENGTH,
-    };
-    if !(1..=MAX_VALUE).contains(&length) {
-        let text =
-            format!("`length` is {length}, a value has 1 to {MAX_VALUE} characters, change it");
-        report.error(&section.place_of("length"), text);
-    }
-    let Some(At { value, place }) = section.string("alphabet", report) else {
-        return Some(Alphabet {
-            characters: ALPHABET.to_vec(),
-            length,
-        });
-    };
-    let mut characters: Vec<u8> = value.bytes().collect();
-    characters.sort_unstable();
-    characters.dedup();
-    let printable = |byte: &u8| (b' '..=b'~').contains(byte);
-    if characters.len() < 2 || characters.len() < value.len() || !characters.iter().all(printable) {
-        let text =
-            "`alphabet` must be at least two printable ASCII characters, each once, write them all";
-        report.error(&place, text);
-    }
-    Some(Alphabet { characters, length })
-}
-
-/// A program as a driver runs it.
-fn read_program(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<Program> {
-    let command = section.required("command", "[\"/opt/rotate\"]", report)?;
-    let place = command.place();
-    let words = command.strings(report)?;
-    let command: Vec<String> = words.iter().map(|word| word.value.to_owned()).collect();
-    let program = command.first().map_or("", String::as_str);
-    if !Path::new(program).is_absolute() || command.iter().any(|word| word.contains('\0')) {
-        let text = "`command` must be a list whose first part is the absolute path of a program, begin it with a slash";
-        report.error(&place, text);
-        return None;
-    }
-    let what = "the driver program";
-    let path = PathBuf::from(program);
-    held::check_file(
-        what,
-        &path,
-        Holds::Access,
-        "put it there",
-        &place,
-        depth,
-        report,
-    );
-    let user = section
-        .string("user", report)
-        .and_then(|at| host::checked_account("user", at.value, &at.place, depth, report));
-    let timeout = duration(section, "timeout", report).unwrap_or(TIMEOUT);
-    if timeout > LONGEST_TIMEOUT {
-        report.error(
-            &section.place_of("timeout"),
-            "`timeout` must be at most \"1h\", a step that takes longer hangs, make it shorter",
-        );
-    }
-    Some(Program {
-        command,
-        user,
-        timeout,
-    })
-}
-
 /// `generate` and `exec` write a store of this host, `vault` and `aws` what their own source reads.
 fn check_source(secret: &At<Name>, driver: &Driver, sources: &[Source], report: &mut Report) {
     let name = secret.value.as_str();
@@ -426,7 +243,7 @@ fn check_source(secret: &At<Name>, driver: &Driver, sources: &[Source], report: 
     };
     if !fits {
         let wanted = match driver {
-            Driver::Generate(_) | Driver::Exec(_) => "file",
+            Driver::Generate(_) | Driver::KeyPair | Driver::Exec(_) => "file",
             Driver::Vault(_) => "vault",
             Driver::Aws => "aws",
         };

@@ -9,6 +9,7 @@ mod credential;
 mod decision;
 mod diagnostic;
 mod pattern;
+mod roles;
 mod selectors;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ pub use credential::{Credential, CredentialInput};
 pub use decision::{Decision, Reason, Refusal};
 pub use diagnostic::{Diagnostic, Place, Report, suggest};
 pub use pattern::{MAX_PATTERN, Pattern, PatternError};
+pub use roles::{RoleView, RuleView};
 pub use selectors::{Accounts, Facts, Kind, Selectors};
 
 /// A compiled configuration of bots and roles.

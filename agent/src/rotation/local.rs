@@ -1,4 +1,4 @@
-//! The steps of a rotation in the encrypted store: by a random value, or by a program of the operator's.
+//! The steps of a rotation in the encrypted store: by a random value or key pair, or by a program of the operator's.
 //!
 //! The store itself says how far a rotation has come: whether a value is pending, and whether it is the current one
 //! already. Each step looks there first, so that one that is done twice does no harm.
@@ -37,6 +37,9 @@ pub async fn step(rooms: &Rooms, plan: &Plan, running: &Running) -> Outcome {
             let alphabet = alphabet.clone();
             let make = move || Value::generate_of(&alphabet.characters, alphabet.length);
             keep_pending(rooms, plan, running, make).await
+        }
+        (Driver::KeyPair, Step::Create) => {
+            keep_pending(rooms, plan, running, Value::key_pair).await
         }
         (Driver::Exec(program), Step::Create) => create(rooms, plan, running, program).await,
         (Driver::Exec(program), _) => ask(rooms, plan, running, program).await,

@@ -236,6 +236,13 @@ pub fn host_seed() -> String {
     std::fs::read_to_string("/etc/machine-id").unwrap_or_default()
 }
 
+/// This host's name.
+#[must_use]
+pub fn own_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_owned()
+}
+
 /// Whether this host is the one that a rotation names: by its name, or the first part of it.
 #[must_use]
 pub fn is_here(host: Option<&str>, own: &str) -> bool {

@@ -127,7 +127,7 @@ impl Service {
     }
 
     fn set_plans(&mut self, rotations: &[Rotation]) {
-        let own = own_name();
+        let own = schedule::own_name();
         let host = schedule::host_seed();
         self.plans = rotations
             .iter()
@@ -158,7 +158,7 @@ impl Service {
             }
             wait = wait.min(self.look_at(&plan).await);
             if self.unsaved {
-                return PAUSE;
+                return wait.min(PAUSE);
             }
         }
         if self.remembered.elapsed() > REMEMBER && !self.states.is_empty() {
@@ -167,18 +167,31 @@ impl Service {
         wait
     }
 
+    /// Takes in which version is served, and what the clocks show; whether one is.
+    fn see(&mut self, plan: &Plan, now: &Saved) -> bool {
+        let name = &plan.rotation.secret;
+        let Some((version, age)) = current(&self.rooms.cache, name, now) else {
+            return false;
+        };
+        let state = self.states.entry(name.clone()).or_default();
+        let before = state.clone();
+        plan.timing.look(state, &version, age, now);
+        // A moment that nobody remembers is missed by a daemon that was killed before it.
+        self.unsaved |= *state != before;
+        true
+    }
+
     async fn look_at(&mut self, plan: &Plan) -> Duration {
         let (name, now) = (&plan.rotation.secret, saved_now());
+        let found = self.see(plan, &now);
         let state = self.states.entry(name.clone()).or_default();
-        match current(&self.rooms.cache, name, &now) {
-            Some((version, age)) => plan.timing.look(state, &version, age, &now),
+        if self.unsaved {
+            return Duration::ZERO;
+        }
+        if !found && state.running.is_none() {
             // There is nothing to rotate yet. An upstream may have it: what nobody read is not held.
-            None if state.running.is_none() => {
-                drop(self.rooms.upstreams.ask(name, Wanted::Current, None));
-                return LOOK / 6;
-            }
-            // The step that is under way will find out.
-            None => {}
+            drop(self.rooms.upstreams.ask(name, Wanted::Current, None));
+            return LOOK / 6;
         }
         match plan.timing.todo(state, &now) {
             Todo::Wait(wait) => wait,
@@ -230,13 +243,11 @@ impl Service {
             return Started::Elsewhere(plan.rotation.host.unwrap_or_default());
         }
         let now = saved_now();
-        let found = current(&self.rooms.cache, name, &now);
-        let Some((version, age)) = found.filter(|_| !self.rooms.cache.is_sealed()) else {
+        if !self.see(&plan, &now) || self.rooms.cache.is_sealed() {
             return Started::Unavailable;
-        };
+        }
         let busy = self.is_busy(name);
         let state = self.states.entry(name.clone()).or_default();
-        plan.timing.look(state, &version, age, &now);
         if let Some(running) = &mut state.running {
             if busy || running.failed.is_none() {
                 return Started::Already;
@@ -438,13 +449,6 @@ fn next_version(plan: &Plan, running: &Running) -> Option<String> {
         .driver
         .is_local()
         .then(|| format!("{counter}-{:016x}", running.unique))
-}
-
-fn own_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
 
 fn time() -> String {

@@ -94,7 +94,7 @@ impl Cipher {
 
 /// Overwrites what the calls before have left on the stack below the caller.
 #[inline(never)]
-fn wipe_frames() {
+pub(super) fn wipe_frames() {
     let mut frames = [0_u8; FRAMES];
     frames.zeroize();
     std::hint::black_box(&frames);

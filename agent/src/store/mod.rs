@@ -12,6 +12,7 @@ pub mod files;
 mod format;
 pub mod import;
 mod key;
+mod key_pair;
 mod opened;
 mod secret;
 mod slot;

@@ -57,6 +57,11 @@ impl Site {
         Ok(site)
     }
 
+    /// The program.
+    pub fn daemon(&self) -> &Path {
+        &self.daemon
+    }
+
     fn live(&self) -> PathBuf {
         self.folder.join("store")
     }

@@ -55,7 +55,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 21] = [
+const TARGETS: [(&str, &str, Figure, Bound); 25] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",
@@ -181,6 +181,30 @@ const TARGETS: [(&str, &str, Figure, Bound); 21] = [
         "route_bodies_rss",
         Figure::Agent,
         Bound::Under(16.0),
+    ),
+    (
+        "filtered query of 5,000,000 records, ms",
+        "audit_query",
+        Figure::Agent,
+        Bound::Under(2_000.0),
+    ),
+    (
+        "report over 5,000,000 records, ms",
+        "audit_report",
+        Figure::Agent,
+        Bound::Under(10_000.0),
+    ),
+    (
+        "verify of an audit log, MiB/s",
+        "audit_verify",
+        Figure::Agent,
+        Bound::AtLeast(150.0),
+    ),
+    (
+        "memory of these, MiB",
+        "audit_memory",
+        Figure::Agent,
+        Bound::Under(200.0),
     ),
 ];
 

@@ -1,5 +1,5 @@
-//! Months of a host's life in a moment: it sleeps, is restarted, loses its power, has its clock set back, and the
-//! daemon is killed at any time. Each moment that is due is done once.
+//! Months of a host's life in a moment: it sleeps, is restarted, loses its power, has its clock set back, summer begins
+//! and ends, steps fail, and the daemon is killed at any time, in a step too. Each moment that is due is done once.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use crate::config::{Alphabet, Driver};
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
 
-/// 1 February 2026, so that a summer begins in the months that follow.
+/// 1 February 2026, so that a summer begins in the months that follow, or ends in the south.
 const START: u64 = 1_769_904_000_000;
 
 fn timing(every: Every, jitter: Duration, grace: Duration) -> Timing {
@@ -49,6 +49,10 @@ enum Fate {
     Killed,
     /// The wall clock is set back.
     SetBack(u64),
+    /// The next step fails so often.
+    Fails(u32),
+    /// The daemon is killed in the next step, and started again.
+    KilledInStep,
 }
 
 struct Run {
@@ -72,6 +76,11 @@ struct World {
     set_back: bool,
     /// Time was lost to a clock that was set back while the host was off.
     lost: bool,
+    /// How often the next step fails.
+    fails: u32,
+    killed_in_step: bool,
+    /// What is on disk.
+    saved: String,
 }
 
 impl World {
@@ -87,6 +96,9 @@ impl World {
             runs: Vec::new(),
             set_back: false,
             lost: false,
+            fails: 0,
+            killed_in_step: false,
+            saved: serde_json::to_string(&State::default()).unwrap(),
         }
     }
 
@@ -106,8 +118,12 @@ impl World {
     /// As the daemon does before a step: what is remembered is all that is left after a kill.
     fn save(&mut self) {
         self.state.keep(&self.clock());
-        let text = serde_json::to_string(&self.state).unwrap();
-        self.state = serde_json::from_str(&text).unwrap();
+        self.saved = serde_json::to_string(&self.state).unwrap();
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        self.state = serde_json::from_str(&self.saved).unwrap();
     }
 
     fn awake(&mut self, time: u64) {
@@ -115,8 +131,12 @@ impl World {
         while self.real < end {
             let now = self.clock();
             let version = self.version.to_string();
+            let before = self.state.clone();
             self.timing
                 .look(&mut self.state, &version, Duration::ZERO, &now);
+            if self.state != before {
+                self.save();
+            }
             match self.timing.todo(&self.state, &now) {
                 Todo::Wait(wait) => {
                     let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -135,6 +155,21 @@ impl World {
                         done: begun,
                     });
                     self.set_back = false;
+                }
+                Todo::Go if std::mem::take(&mut self.killed_in_step) => {
+                    self.pass(10_000);
+                    self.kill();
+                }
+                Todo::Go if self.fails > 0 => {
+                    self.fails -= 1;
+                    self.pass(10_000);
+                    let now = self.clock();
+                    self.state
+                        .running
+                        .as_mut()
+                        .unwrap()
+                        .failed("no".into(), &now);
+                    self.save();
                 }
                 Todo::Go => {
                     self.pass(20_000);
@@ -170,10 +205,9 @@ impl World {
                 }
                 self.save();
             }
-            Fate::Killed => {
-                let text = serde_json::to_string(&self.state).unwrap();
-                self.state = serde_json::from_str(&text).unwrap();
-            }
+            Fate::Killed => self.kill(),
+            Fate::Fails(count) => self.fails = count,
+            Fate::KilledInStep => self.killed_in_step = true,
             Fate::SetBack(by) => {
                 if !self.set_back {
                     self.wall -= back(by);
@@ -191,6 +225,8 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         2 => (1..2 * DAY, prop_oneof![Just(0), 1..12 * HOUR]).prop_map(|(time, by)| Fate::Off(time, by)),
         2 => Just(Fate::Killed),
         1 => (1..12 * HOUR).prop_map(Fate::SetBack),
+        1 => (1..4_u32).prop_map(Fate::Fails),
+        1 => Just(Fate::KilledInStep),
     ];
     prop::collection::vec(fate, 60..90)
 }
@@ -202,6 +238,7 @@ proptest! {
     fn each_moment_of_a_calendar_is_done_once(
         text in prop::sample::select(vec![
             "*-*-* 02:30 Europe/Berlin", "Mon,Thu *-*-* 03:00 America/New_York", "*-*-* 0/12:00:00", "Sun 02:15 Europe/London",
+            "*-*-* 02:30 Australia/Sydney",
         ]),
         jitter in prop::sample::select(vec![0, 60, 3600]),
         fates in fates(),

@@ -4,7 +4,7 @@ use keyhatch_protocol::Name;
 
 use super::super::handle::Plan;
 use super::super::{Outcome, records, unit};
-use super::{Service, current};
+use super::Service;
 use crate::sources::engine::saved_now;
 
 impl Service {
@@ -27,15 +27,12 @@ impl Service {
             }
             return;
         };
-        let Some((version, age)) = current(&self.rooms.cache, name, &now) else {
-            return;
-        };
-        let state = self.states.entry(name.clone()).or_default();
-        plan.timing.look(state, &version, age, &now);
         let telling = self.telling.values().any(|(telling, _)| telling == name);
-        if state.untold.as_ref() != Some(&version) || telling {
+        if telling || !self.see(plan, &now) {
             return;
         }
+        let untold = self.states.get(name).and_then(|state| state.untold.clone());
+        let Some(version) = untold else { return };
         let on = on.clone();
         let task = self.tasks.spawn(async move {
             unit::tell(&on)

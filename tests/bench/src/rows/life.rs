@@ -106,6 +106,6 @@ pub fn large_store(plan: &Plan, folder: &Path, report: &mut Report) -> io::Resul
     cold_start(plan, &site, "10,000", report)
 }
 
-fn millis(time: Duration) -> f64 {
+pub fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

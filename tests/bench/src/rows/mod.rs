@@ -1,5 +1,6 @@
 //! The rows of the report. Each group stands on its own: one that fails is named, and the next one runs.
 
+mod audit;
 mod clients;
 mod detection;
 mod dropin;
@@ -31,6 +32,8 @@ pub struct Plan {
     starts: usize,
     rotations: usize,
     store_runs: usize,
+    /// Records of the large audit log.
+    records: u64,
     /// The one group that is measured, where it is not all.
     only: Option<String>,
 }
@@ -46,6 +49,7 @@ impl Plan {
                 starts: 5,
                 rotations: 20,
                 store_runs: 3,
+                records: 1_000_000,
                 only,
             };
         }
@@ -57,6 +61,7 @@ impl Plan {
             starts: 15,
             rotations: 20,
             store_runs: 9,
+            records: 5_000_000,
             only,
         }
     }
@@ -88,7 +93,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 12] = [
+pub const GROUPS: [&str; 13] = [
     "memory",
     "speed",
     "watchers",
@@ -101,6 +106,7 @@ pub const GROUPS: [&str; 12] = [
     "upstream",
     "routes",
     "store",
+    "audit",
 ];
 
 /// Everything, or one group, on the agent and the two servers beside it.
@@ -146,6 +152,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
     });
     group(plan, report, "store", |report| {
         life::large_store(plan, folder.path(), report)
+    });
+    group(plan, report, "audit", |report| {
+        audit::all(plan, folder.path(), &site, report)
     });
     Ok(())
 }
