@@ -131,7 +131,7 @@ fn main() {
 fn anothers_socket(scene: &Scene) {
     let path = scene.dir.join("service.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o0)).unwrap();
     let own = geteuid();
     if own.is_root() {
         assert!(

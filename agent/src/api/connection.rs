@@ -166,7 +166,12 @@ impl Connection {
             .as_ref()
             .is_some_and(|pace| !pace.keeps(wall_seconds_coarse()))
         {
-            last.pace = self.tell(bound, id, wish, Reason::Granted, &receipt);
+            let entry = Entry {
+                secret: Some(wish.name.as_str()),
+                surface: last.surface.as_str(),
+                ..Entry::of(last.event)
+            };
+            last.pace = self.tell(bound, id, Reason::Granted, &entry, None, &receipt);
         }
         Some(Permit::new(&known.decision, receipt).ok_or(Code::Denied))
     }
@@ -242,19 +247,7 @@ impl Connection {
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
-        self.context.detect.saw(&Seen {
-            event: Event::SecretList,
-            name: prefix,
-            version: None,
-            outdated: None,
-            reason,
-            who: &bound.who,
-            uid: self.peer.uid(),
-            program: None,
-            surface: surface.as_str(),
-            request_id: id.as_str(),
-            seq: kept.seq(),
-        });
+        self.tell(bound, id, reason, &entry, None, &kept);
         if granted {
             Ok(())
         } else {
@@ -330,7 +323,7 @@ impl Connection {
             .audit
             .keep(&entry)
             .map_err(|_| Code::AuditUnavailable)?;
-        let pace = self.tell(bound, id, wish, decision.reason(), &kept);
+        let pace = self.tell(bound, id, decision.reason(), &entry, wish.outdated, &kept);
         // Each read of a honeytoken, or of an outdated version, is looked at.
         let again = allowed
             && wish.outdated.is_none()
@@ -346,20 +339,21 @@ impl Connection {
         &self,
         bound: &Bound,
         id: &RequestId,
-        wish: &Wish<'_>,
         reason: Reason,
+        entry: &Entry<'_>,
+        outdated: Option<Duration>,
         kept: &Receipt,
     ) -> Option<Arc<Pace>> {
         self.context.detect.saw(&Seen {
-            event: wish.event,
-            name: wish.name.as_str(),
-            version: wish.version.map(|version| &**version),
-            outdated: wish.outdated,
+            event: entry.event,
+            name: entry.secret.unwrap_or_default(),
+            version: entry.version,
+            outdated,
             reason,
             who: &bound.who,
             uid: self.peer.uid(),
             program: bound.program.as_deref(),
-            surface: wish.surface.as_str(),
+            surface: entry.surface,
             request_id: id.as_str(),
             seq: kept.seq(),
         })

@@ -44,11 +44,11 @@ impl<'a> Finding<'a> {
     /// `age` is for how many seconds the version has been outdated.
     pub(super) fn stale_version(seen: &Seen<'a>, age: u64) -> Self {
         let ago = humantime::format_duration(Duration::from_secs(age));
-        let which = seen.version.unwrap_or("that is gone");
-        let does = format!(
-            "asked for a version of {} ({which}) that another replaced {ago} ago",
-            seen.name
-        );
+        let does = match seen.version {
+            Some(version) => format!("read version {version} of {}", seen.name),
+            None => format!("asked for a version of {} that is gone", seen.name),
+        };
+        let does = format!("{does}, which another replaced {ago} ago");
         Self {
             members: vec![("outdated_for", json!(age))],
             ..Self::of_secret(Rule::StaleVersion, seen, does)

@@ -175,8 +175,11 @@ impl Habits {
         (pace, found)
     }
 
-    /// Whether the use of an outdated version is to be told of: once a day.
-    pub fn saw_stale(&mut self, bot: &str, secret: &str, now: u64) -> bool {
+    /// Whether it is to be told of that a bot asked for a version which it may use until `end`: once a day.
+    pub fn saw_outdated(&mut self, bot: &str, secret: &str, end: u64, now: u64) -> bool {
+        if now <= end {
+            return false;
+        }
         let bot = self.bots.get_mut(bot);
         let Some(secret) = bot.and_then(|bot| bot.secrets.get_mut(secret)) else {
             return true;
@@ -239,7 +242,9 @@ impl Bot {
         let slot = read.now / SLOT;
         if slot != self.counting.slot {
             self.note_peak();
-            let level = self.peaks.level(self.since / DAY, read.now / DAY);
+            let level = self
+                .peaks
+                .level(self.since / DAY, read.now / DAY, self.secrets.len());
             let now = &mut self.counting;
             (now.slot, now.level, now.since) = (slot, level, read.seq);
             now.tally.reads.store(0, Relaxed);
@@ -256,8 +261,8 @@ impl Bot {
                 level,
                 since,
             });
-            // Told again where it doubles.
-            tally.limit.store(reads.saturating_mul(2), Relaxed);
+            // Told again where it is ten times as much.
+            tally.limit.store(reads.saturating_mul(10), Relaxed);
         }
     }
 
@@ -321,21 +326,24 @@ mod tests {
     struct Bench(Habits);
 
     impl Bench {
-        /// What is unusual about a read of `secret` by `bot` at this time; repeated reads take the short way.
+        /// What is unusual about a read of `secret` by `bot` at this time.
         fn read(&mut self, bot: &str, secret: &str, now: u64) -> Vec<Unusual> {
             self.run(bot, secret, now, None)
         }
 
+        /// The same by a program that is seen.
         fn run(&mut self, bot: &str, secret: &str, now: u64, exe: Option<&str>) -> Vec<Unusual> {
-            let seq = Some(now);
-            let read = Read {
-                bot,
-                secret,
-                exe,
-                now,
-                seq,
-            };
-            self.0.saw(&read, LEARNING).1
+            self.0.saw(&read(bot, secret, now, exe), LEARNING).1
+        }
+    }
+
+    fn read<'a>(bot: &'a str, secret: &'a str, now: u64, exe: Option<&'a str>) -> Read<'a> {
+        Read {
+            bot,
+            secret,
+            exe,
+            now,
+            seq: Some(7),
         }
     }
 
@@ -386,30 +394,18 @@ mod tests {
             all.read("bot", "a", START + slot * SLOT);
         }
         let now = START + 20 * DAY;
-        let read = Read {
-            bot: "bot",
-            secret: "a",
-            exe: None,
-            now,
-            seq: Some(7),
-        };
-        let (pace, found) = all.0.saw(&read, LEARNING);
+        let (pace, found) = all.0.saw(&read("bot", "a", now, None), LEARNING);
         assert_eq!(found, []);
-        let short = (0..).take_while(|_| pace.keeps(now)).count() as u64;
-        let read = Read {
-            seq: Some(9),
-            ..read
-        };
+        let short = (0..1000).take_while(|_| pace.keeps(now)).count() as u64;
         let level = short + 1;
-        let found = all.0.saw(&read, LEARNING).1;
-        let rate = |reads| Unusual::Rate {
-            reads,
+        let rate = Unusual::Rate {
+            reads: level + 1,
             level,
             since: Some(7),
         };
-        assert_eq!(found, [rate(level + 1)]);
+        assert_eq!(all.read("bot", "a", now), [rate]);
         assert!((5..50).contains(&level), "{level}");
-        assert!(pace.keeps(now), "told again where it doubles");
+        assert!(pace.keeps(now), "told again where it is ten times as much");
         assert!(!pace.keeps(now + SLOT), "the next ten minutes");
     }
 
@@ -449,13 +445,14 @@ mod tests {
     }
 
     #[test]
-    fn an_outdated_version_is_told_of_once_a_day() {
+    fn an_outdated_version_is_told_of_once_a_day_after_its_time() {
         let mut all = Bench::default();
         all.read("bot", "a", START);
-        let mut stale = |secret, now| all.0.saw_stale("bot", secret, now);
-        assert!(stale("a", START));
-        assert!(!stale("a", START + DAY - 1));
-        assert!(stale("a", START + DAY));
-        assert!(stale("never read", START) && stale("never read", START));
+        let mut asks = |secret, now| all.0.saw_outdated("bot", secret, START + HOUR, now);
+        assert!(!asks("a", START + HOUR));
+        assert!(asks("a", START + HOUR + 1));
+        assert!(!asks("a", START + DAY - 1));
+        assert!(asks("a", START + DAY));
+        assert!(asks("never read", START + DAY) && asks("never read", START + DAY));
     }
 }

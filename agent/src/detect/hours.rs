@@ -1,20 +1,27 @@
 //! In which hours of the day a bot reads a secret, and whether another is news: pure.
 //!
-//! A bot that reads at any hour now and then has always some that are new, so it is asked how likely a new one is.
-//! That is Good and Turing's estimate (1953): the share of what was seen once only.
+//! A bot that reads at any time of the day comes at a new hour now and then, so it is asked how likely that is for
+//! this one, by how often it did so before (Laplace's rule of succession). Only where it is unlikely it is news.
 
 use serde::{Deserialize, Serialize};
 
 pub(super) const HOUR: u64 = 60 * 60;
-/// A new hour is news where its chance was less than one in this many.
-const RARE: u64 = 10;
+/// So many hours around a known one are as good as known: clocks are moved twice a year, people stay late, and what
+/// failed is run again.
+const AROUND: u64 = 3;
+/// A new hour is news where its chance is less than one in this many.
+const RARE: u32 = 5;
 
-/// On how many days there were reads in each hour of the day, in UTC.
+/// The hours of the day, in UTC, in which a secret was ever read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Hours {
     /// The last hour with a read, counted from 1970.
     last: u64,
-    days: [u8; 24],
+    /// A bit for each hour of the day.
+    known: u32,
+    /// How many hours with a read there were, and how many of these were far from all that were known then.
+    seen: u32,
+    new: u32,
 }
 
 impl Hours {
@@ -23,27 +30,19 @@ impl Hours {
         self.last
     }
 
-    /// Notes a read in `hour`; whether that is news. The hours beside one that is known are not: no clock strikes
-    /// when a job begins, and some are moved twice a year.
+    /// Notes a read in `hour`; whether that is news.
     pub(super) fn note(&mut self, hour: u64) -> bool {
         if hour == self.last {
             return false;
         }
         self.last = hour;
-        let at = usize::try_from(hour % 24).unwrap_or(0);
-        let known = [at + 23, at, at + 1]
-            .into_iter()
-            .any(|hour| self.days[hour % 24] > 0);
-        let news = !known && self.is_new_one_rare();
-        self.days[at] = self.days[at].saturating_add(1);
-        news
-    }
-
-    /// Whether a new hour comes in less than one of ten: one more day is added that would be such.
-    fn is_new_one_rare(&self) -> bool {
-        let once = self.days.iter().filter(|days| **days == 1).count() as u64;
-        let all: u64 = self.days.iter().map(|days| u64::from(*days)).sum();
-        (once + 1) * RARE < all + 1
+        let around = (24 - AROUND..=24 + AROUND).map(|step| 1_u32 << ((hour + step) % 24));
+        let is_new = self.known & around.fold(0, |all, bit| all | bit) == 0;
+        let is_rare = (self.new + 1) * RARE < self.seen + 1;
+        self.new = self.new.saturating_add((is_new && self.seen > 0).into());
+        self.seen = self.seen.saturating_add(1);
+        self.known |= 1 << (hour % 24);
+        is_new && is_rare
     }
 }
 
@@ -60,26 +59,33 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_far_from_a_daily_one_is_news_once_ten_days_tell_and_then_it_is_known() {
+    fn an_hour_far_from_a_daily_one_is_news_once_some_days_tell_and_then_it_is_known() {
         let daily = |days: u64| reading((0..days).map(|day| 24 * day + 3));
-        assert!(!daily(9).note(24 * 20 + 14), "too few days");
+        assert!(!daily(4).note(24 * 20 + 14), "too few days");
+        for near in [0, 6] {
+            assert!(!daily(14).note(24 * 14 + near), "{near}");
+        }
         let mut all = daily(14);
-        assert!(!all.note(24 * 14 + 4), "beside it");
-        let mut all = daily(14);
-        assert!(all.note(24 * 14 + 14));
-        assert!(!all.note(24 * 14 + 14), "the same hour");
-        assert!(!all.note(24 * 15 + 14), "known by now");
+        assert!(all.note(24 * 14 + 7), "four hours off");
+        assert!(!all.note(24 * 14 + 7), "the same hour");
+        assert!(!all.note(24 * 15 + 7), "known by now");
+        assert!(all.note(24 * 16 + 14), "one odd hour does not excuse all");
     }
 
     #[test]
     fn the_day_is_a_circle() {
         let mut all = reading((1..15).map(|day| 24 * day + 23));
-        assert!(!all.note(24 * 15), "an hour after 23");
+        assert!(!all.note(24 * 15 + 2), "three hours after 23");
+        let mut all = reading((1..15).map(|day| 24 * day));
+        assert!(!all.note(24 * 15 + 21), "three hours before 0");
     }
 
     #[test]
     fn who_reads_at_any_hour_does_nothing_new_by_another() {
-        let mut all = reading((1..15).map(|day| 24 * day + day * 7 % 13));
-        assert!(!all.note(24 * 15 + 20));
+        let mut all = reading([0, 5, 10, 15].map(|hour| 24 * hour + hour));
+        for day in 20..30 {
+            all.note(24 * day + day % 4 * 5);
+        }
+        assert!(!all.note(24 * 30 + 19));
     }
 }

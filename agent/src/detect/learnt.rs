@@ -63,9 +63,9 @@ impl Learnt {
         held(&self.habits).saw(read, learning.as_secs())
     }
 
-    /// Whether the use of an outdated version is to be told of.
-    pub(super) fn saw_stale(&self, bot: &str, secret: &str, now: u64) -> bool {
-        held(&self.habits).saw_stale(bot, secret, now)
+    /// Whether it is to be told of that a bot asked for a version which it may use until `end`.
+    pub(super) fn saw_outdated(&self, bot: &str, secret: &str, end: u64, now: u64) -> bool {
+        held(&self.habits).saw_outdated(bot, secret, end, now)
     }
 
     /// Writes what is news.
@@ -75,8 +75,13 @@ impl Learnt {
         }
         // A bot at a time, so that no request waits for all of them.
         let names = held(&self.habits).bots();
-        let bot = |name: &Box<str>| Some((name.clone(), held(&self.habits).bot(name)?));
-        let bots: BTreeMap<Box<str>, Bot> = names.iter().filter_map(bot).collect();
+        let bots: BTreeMap<Box<str>, Bot> = names
+            .into_iter()
+            .filter_map(|name| {
+                let bot = held(&self.habits).bot(&name)?;
+                Some((name, bot))
+            })
+            .collect();
         let written = serde_json::to_vec(&bots)
             .map_err(io::Error::from)
             .and_then(|text| files::replace(&self.path, &text));

@@ -72,7 +72,7 @@ pub struct Seen<'a> {
     pub event: Event,
     /// On which name, or on which prefix of names.
     pub name: &'a str,
-    /// The version that was asked for, where it is held.
+    /// The version that was given out.
     pub version: Option<&'a str>,
     /// Where that is another one than the current: when the current was set, since 1970.
     pub outdated: Option<Duration>,
@@ -212,10 +212,9 @@ impl Detect {
             return;
         };
         let grace = rules.grace.get(seen.name).copied().unwrap_or(GRACE);
-        let now = now();
-        let is_over = now > set.saturating_add(grace).as_secs();
+        let (now, end) = (now(), set.saturating_add(grace).as_secs());
         let may_know = matches!(seen.reason, Reason::Granted | Reason::NotFound);
-        if is_over && may_know && self.learnt.saw_stale(bot, seen.name, now) {
+        if may_know && self.learnt.saw_outdated(bot, seen.name, end, now) {
             let age = now.saturating_sub(set.as_secs());
             self.found(rules, seen, &Finding::stale_version(seen, age));
         }

@@ -114,10 +114,15 @@ impl Site {
 
     /// Starts the daemon with a state folder of its own, kept between starts under the same `name`.
     pub fn start(&self, name: &str, selector: Selector) -> io::Result<Server> {
+        self.start_with(name, selector, "")
+    }
+
+    /// The same with more in its configuration.
+    pub fn start_with(&self, name: &str, selector: Selector, more: &str) -> io::Result<Server> {
         let run = self.folder.join(name);
         make_private(&run)?;
         let config = run.join("keyhatch.toml");
-        let text = self.config(&run, selector)?;
+        let text = self.config(&run, selector)? + more;
         let mut file = private_file(&config)?;
         file.write_all(text.as_bytes())?;
         let mut command = Command::new(&self.daemon);

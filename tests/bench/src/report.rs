@@ -55,7 +55,7 @@ enum Bound {
     Under(f64),
 }
 
-const TARGETS: [(&str, &str, Figure, Bound); 22] = [
+const TARGETS: [(&str, &str, Figure, Bound); 25] = [
     (
         "p50 at 1 connection, of bare hyper",
         "p50_1",
@@ -139,6 +139,24 @@ const TARGETS: [(&str, &str, Figure, Bound); 22] = [
         "vault_rate_64",
         Figure::Agent,
         Bound::AtLeast(0.80),
+    ),
+    (
+        "throughput with detection, of without, by time of the core",
+        "detect_work_64",
+        Figure::Agent,
+        Bound::AtLeast(0.97),
+    ),
+    (
+        "attacks found of 10, worst seed",
+        "attacks_found",
+        Figure::Agent,
+        Bound::AtLeast(10.0),
+    ),
+    (
+        "false alerts a week of 40 bots, worst seed",
+        "false_alerts",
+        Figure::Agent,
+        Bound::AtMost(1.0),
     ),
     (
         "p50 by a route, of nginx's proxy_pass",

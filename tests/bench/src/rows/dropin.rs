@@ -43,7 +43,7 @@ fn learn(agent: &Server, request: Vec<u8>) -> io::Result<Ask> {
     Ok(Ask::new(request, &answer))
 }
 
-fn rate(plan: &Plan, agent: &Server, ask: &Ask) -> io::Result<f64> {
+pub(super) fn rate(plan: &Plan, agent: &Server, ask: &Ask) -> io::Result<f64> {
     let rate = load::many(agent.socket(), ask, 64, false, Stop::After(plan.slice))?;
     Ok(rate.per_second)
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod clients;
+mod detection;
 mod dropin;
 mod life;
 mod rotation;
@@ -92,7 +93,7 @@ impl Bare {
 }
 
 /// What can be run by itself.
-pub const GROUPS: [&str; 12] = [
+pub const GROUPS: [&str; 13] = [
     "memory",
     "speed",
     "watchers",
@@ -100,6 +101,7 @@ pub const GROUPS: [&str; 12] = [
     "selectors",
     "drop-in",
     "clients",
+    "detection",
     "start",
     "upstream",
     "routes",
@@ -136,6 +138,9 @@ pub fn all(plan: &Plan, folder: &TempFolder, report: &mut Report) -> io::Result<
         clients::all(plan, folder, &agent, report)
     });
     drop(agent);
+    group(plan, report, "detection", |report| {
+        detection::all(plan, &site, report)
+    });
     group(plan, report, "start", |report| {
         life::cold_start(plan, &site, "1,000", report)
     });
