@@ -101,14 +101,6 @@ def test_it_is_refused_with_file_and_line(host, what):
     assert refused_at_start(host) == lines
 
 
-@pytest.mark.parametrize("section", [
-    "[[route]]\napprove = [\"GET /x\"]",
-])
-def test_what_comes_with_a_later_version_is_refused_and_not_ignored(host, section):
-    host.write_policy(section + "\n")
-    assert any("comes with a later version" in line for line in refused(host))
-
-
 def test_everything_wrong_is_told_in_one_go(host):
     host.write_policy(POLICY.replace("grants", "grant").replace("reader", "raeder", 1) + "[agnet]\n")
     assert len(refused(host)) >= 3
