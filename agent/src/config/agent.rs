@@ -65,7 +65,7 @@ pub(super) fn read(section: &Section<'_>, depth: Depth, report: &mut Report) -> 
         "metrics",
         "snapshot_key",
     ];
-    section.check_keys(&keys, &[], report);
+    section.check_keys(&keys, report);
     let snapshot_key = read_key(section, "snapshot_key", report);
     if let Some(key) = &snapshot_key {
         let place = section.place_of("snapshot_key");

@@ -60,7 +60,7 @@ pub(super) fn read(section: &Section<'_>, report: &mut Report) -> Audit {
         "keep",
         "keep_for",
     ];
-    section.check_keys(&keys, &[], report);
+    section.check_keys(&keys, report);
     let audit = Audit {
         dir: section
             .path("dir", report)

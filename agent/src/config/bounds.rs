@@ -58,7 +58,7 @@ pub(super) fn read_limits(section: &Section<'_>, report: &mut Report) -> RouteLi
         return RouteLimits::default();
     };
     let keys = ["requests_per_minute", "body", "streams", "answer", "spend"];
-    limits.check_keys(&keys, &[], report);
+    limits.check_keys(&keys, report);
     RouteLimits {
         requests_per_minute: at_least_one(&limits, "requests_per_minute", report),
         streams: at_least_one(&limits, "streams", report),
@@ -82,7 +82,7 @@ fn at_least_one(section: &Section<'_>, key: &'static str, report: &mut Report) -
 }
 
 fn read_spend(section: &Section<'_>, report: &mut Report) -> Option<Spend> {
-    section.check_keys(&["header", "pointer", "per_hour"], &[], report);
+    section.check_keys(&["header", "pointer", "per_hour"], report);
     section.required("per_hour", "200000", report)?;
     let per_hour = at_least_one(section, "per_hour", report);
     let cost = match (section.get("header"), section.get("pointer")) {

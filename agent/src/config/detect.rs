@@ -128,7 +128,7 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Detect {
     let keys = ["quarantine", "notify", "learning", "ignore"];
-    section.check_keys(&keys, &[], report);
+    section.check_keys(&keys, report);
     let rules = section
         .get("quarantine")
         .and_then(|value| value.strings(report))
@@ -160,7 +160,7 @@ fn read_ignore(
     policy: Option<&Policy>,
     report: &mut Report,
 ) -> Option<Ignore> {
-    section.check_keys(&["rule", "bots"], &[], report);
+    section.check_keys(&["rule", "bots"], report);
     let given = section
         .required("rule", "\"unusual_hour\"", report)?
         .string(report)?;
@@ -187,7 +187,7 @@ fn read_ignore(
 }
 
 fn read_notify(section: &Section<'_>, depth: Depth, report: &mut Report) -> Option<Notify> {
-    section.check_keys(&["exec", "webhook"], &[], report);
+    section.check_keys(&["exec", "webhook"], report);
     match (section.get("exec"), section.get("webhook")) {
         (Some(exec), None) => read_exec(&exec, depth, report).map(Notify::Exec),
         (None, Some(webhook)) => read_webhook(&webhook, report).map(Notify::Webhook),
@@ -243,7 +243,7 @@ pub(super) fn read_honeytokens(
 ) -> Vec<Name> {
     let mut names: Vec<Name> = Vec::new();
     for section in sections {
-        section.check_keys(&["secret"], &[], report);
+        section.check_keys(&["secret"], report);
         let given = section
             .required("secret", "\"prod/master-key\"", report)
             .and_then(|value| value.string(report));

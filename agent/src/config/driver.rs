@@ -110,7 +110,7 @@ pub(super) fn read(value: &Value<'_>, depth: Depth, report: &mut Report) -> Opti
         Of::Vault => &["kind", "field", "length", "alphabet", "path"],
         Of::Aws => &["kind"],
     };
-    section.check_keys(known, &[], report);
+    section.check_keys(known, report);
     Some(match kind {
         Of::Generate => match section.string("key_pair", report) {
             Some(word) => read_key_pair(&section, &word, report)?,

@@ -47,7 +47,7 @@ impl Dropin {
 }
 
 pub(super) fn read(section: &Section<'_>, report: &mut Report) -> Dropin {
-    section.check_keys(&["aws_prefix", "vault_mounts"], &[], report);
+    section.check_keys(&["aws_prefix", "vault_mounts"], report);
     let aws_prefix = section
         .string("aws_prefix", report)
         .map(|prefix| checked_prefix("aws_prefix", &prefix, report));

@@ -237,7 +237,7 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
     };
     match kind.key {
         "header" => {
-            section.check_keys(&["header", "value"], &[], report);
+            section.check_keys(&["header", "value"], report);
             let name = header_name("header", &kind.string(report)?, report);
             let value = value(report)?;
             if !value
@@ -251,7 +251,7 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
             Some(Inject::Header { name: name?, value })
         }
         "query" => {
-            section.check_keys(&["query", "value"], &[], report);
+            section.check_keys(&["query", "value"], report);
             let At { value: name, place } = kind.string(report)?;
             if name.is_empty() {
                 report.error(&place, "`query` is empty, name the parameter");
@@ -263,13 +263,13 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
             })
         }
         other => {
-            section.check_keys(&[other], &[], report);
+            section.check_keys(&[other], report);
             match other {
                 "sigv4" => sigv4::read(&kind, report).map(Inject::SigV4),
                 "hmac" => hmac::read(&kind, report).map(Inject::Hmac),
                 "oauth2" => oauth2::read(&kind, report).map(Inject::OAuth2),
                 "mtls" => {
-                    kind.section("`mtls`", report)?.check_keys(&[], &[], report);
+                    kind.section("`mtls`", report)?.check_keys(&[], report);
                     Some(Inject::Mtls)
                 }
                 _ => basic(kind, report),
@@ -280,7 +280,7 @@ fn read_one(section: &Section<'_>, report: &mut Report) -> Option<Inject> {
 
 fn basic(value: Value<'_>, report: &mut Report) -> Option<Inject> {
     let section = value.section("`basic`", report)?;
-    section.check_keys(&["user", "password"], &[], report);
+    section.check_keys(&["user", "password"], report);
     let mut part = |key: &str, example: &str| {
         let value = section.required(key, example, report)?;
         template(&value.string(report)?, key, report)

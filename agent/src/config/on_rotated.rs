@@ -37,7 +37,7 @@ impl Job {
 
 pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<OnRotated> {
     let section = value.section("`on_rotated`", report)?;
-    section.check_keys(&["unit", "do"], &[], report);
+    section.check_keys(&["unit", "do"], report);
     let unit = section
         .required("unit", "\"bot.service\"", report)
         .and_then(|value| value.string(report));

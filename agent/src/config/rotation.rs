@@ -109,7 +109,7 @@ fn read(
         "host",
         "on_rotated",
     ];
-    section.check_keys(&known, &[], report);
+    section.check_keys(&known, report);
     let secret = section
         .required("secret", "\"app/session-key\"", report)
         .and_then(|value| value.string(report))

@@ -110,7 +110,7 @@ fn read(
         "require",
         "approve",
     ];
-    section.check_keys(&keys, &[], report);
+    section.check_keys(&keys, report);
     let name = section
         .required("name", "\"openai\"", report)
         .and_then(|name| name.string(report))

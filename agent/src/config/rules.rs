@@ -18,7 +18,7 @@ pub(super) fn read_bot(
     report: &mut Report,
 ) -> Option<BotInput> {
     let before = report.errors.len();
-    section.check_keys(&["name", "match", "roles", "credentials"], &[], report);
+    section.check_keys(&["name", "match", "roles", "credentials"], report);
     let name = section
         .required("name", "\"support-bot\"", report)
         .and_then(|name| name.string(report))
@@ -110,7 +110,7 @@ fn read_selectors(section: &Section<'_>, depth: Depth, report: &mut Report) -> S
         "exe",
         "exe_sha256",
     ];
-    section.check_keys(&keys, &[], report);
+    section.check_keys(&keys, report);
     let account = |key: &'static str, report: &mut Report| {
         let At { value, place } = section.string(key, report)?;
         host::checked_account(key, value, &place, depth, report)
@@ -207,7 +207,7 @@ pub(super) fn read_role(
     section: &Section<'_>,
     report: &mut Report,
 ) -> Option<RoleInput> {
-    section.check_keys(&["grants", "deny"], &[], report);
+    section.check_keys(&["grants", "deny"], report);
     let at = At {
         value: name,
         place: section.place(),
@@ -235,7 +235,7 @@ fn read_rules(value: Option<Value<'_>>, what: &str, report: &mut Report) -> Vec<
 }
 
 fn read_rule(section: &Section<'_>, what: &str, report: &mut Report) -> Option<RuleInput> {
-    section.check_keys(&["secrets", "routes", "actions"], &[], report);
+    section.check_keys(&["secrets", "routes", "actions"], report);
     if let Some(routes) = section.get("routes") {
         return read_route_rule(section, &routes, what, report);
     }

@@ -202,15 +202,10 @@ impl<'a> Section<'a> {
             .map_or_else(|| self.place(), |value| value.place())
     }
 
-    /// Reports every key that is in neither list; those of `later` belong to later versions.
-    pub(super) fn check_keys(&self, known: &[&str], later: &[&str], report: &mut Report) {
+    /// Reports every key that is not known.
+    pub(super) fn check_keys(&self, known: &[&str], report: &mut Report) {
         for value in self.values.values() {
-            if later.contains(&value.key) {
-                report.error(
-                    &value.place(),
-                    not_yet(&format!("`{}` in {}", value.key, self.title)),
-                );
-            } else if !known.contains(&value.key) {
+            if !known.contains(&value.key) {
                 let hint = suggest(value.key, known.iter().copied());
                 let text = format!("unknown key {:?} in {}, {hint}", value.key, self.title);
                 report.error(&value.place(), text);
@@ -322,11 +317,6 @@ pub(super) fn one_of<T: Copy>(
         );
     }
     found
-}
-
-/// The message about a part of the contract that is still to come.
-pub(super) fn not_yet(what: &str) -> String {
-    format!("{what} comes with a later version, this one does not have it yet, remove it")
 }
 
 /// A span of time of at least a second.

@@ -230,7 +230,7 @@ fn read_file(
     taken: &[(&str, &Path)],
     report: &mut Report,
 ) -> Option<SourceKind> {
-    section.check_keys(&["name", "kind", "path", "key", "prefix"], &[], report);
+    section.check_keys(&["name", "kind", "path", "key", "prefix"], report);
     let path = section.path("path", report);
     if let Some(At { value: path, place }) = &path
         && let Some((what, _)) = taken.iter().find(|(_, folder)| folder == path)

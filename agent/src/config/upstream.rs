@@ -159,7 +159,7 @@ pub(super) fn read_vault(section: &Section<'_>, report: &mut Report) -> Option<S
         "client_key",
         "lease",
     ];
-    section.check_keys(&[&COMMON[..], &own].concat(), &[], report);
+    section.check_keys(&[&COMMON[..], &own].concat(), report);
     let client = read_client(section, report);
     let leases = read_leases(section, report);
     let vault = Vault {
@@ -187,7 +187,7 @@ pub(super) fn read_vault(section: &Section<'_>, report: &mut Report) -> Option<S
 
 pub(super) fn read_aws(section: &Section<'_>, report: &mut Report) -> Option<SourceKind> {
     let own = ["region", "endpoint_url", "profile", "ca_file"];
-    section.check_keys(&[&COMMON[..], &own].concat(), &[], report);
+    section.check_keys(&[&COMMON[..], &own].concat(), report);
     if !cfg!(feature = "aws") {
         let text =
             "this keyhatchd was built without AWS Secrets Manager, build it with --features aws";
@@ -338,7 +338,7 @@ fn read_leases(section: &Section<'_>, report: &mut Report) -> Vec<LeasedPath> {
         let Some(one) = value.section("lease", report) else {
             continue;
         };
-        one.check_keys(&["name", "path"], &[], report);
+        one.check_keys(&["name", "path"], report);
         let name = one
             .required("name", "\"db/ro\"", report)
             .and_then(|name| name.string(report));
@@ -396,7 +396,7 @@ fn read_auth(section: &Section<'_>, has_cert: bool, report: &mut Report) -> Opti
         Method::Jwt => (&["method", "mount", "role", "path"], "jwt"),
         Method::Cert => (&["method", "mount", "name"], "cert"),
     };
-    auth.check_keys(known, &[], report);
+    auth.check_keys(known, report);
     let mount = match auth.string("mount", report) {
         Some(at) => checked_path("mount", &at, report)?,
         None => default.to_owned(),

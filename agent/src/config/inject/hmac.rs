@@ -145,11 +145,7 @@ fn pieces(text: &str) -> Result<Vec<Piece>, &'static str> {
 
 pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<Hmac> {
     let section = value.section("`hmac`", report)?;
-    section.check_keys(
-        &["header", "algorithm", "template", "timestamp"],
-        &[],
-        report,
-    );
+    section.check_keys(&["header", "algorithm", "template", "timestamp"], report);
     let header = section
         .required("header", "\"x-hub-signature-256\"", report)
         .and_then(|value| value.string(report))

@@ -20,7 +20,7 @@ pub struct OAuth2 {
 
 pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<OAuth2> {
     let section = value.section("`oauth2`", report)?;
-    section.check_keys(&["token_url", "scope"], &[], report);
+    section.check_keys(&["token_url", "scope"], report);
     let url = section
         .required("token_url", "\"https://auth.example.com/token\"", report)
         .and_then(|value| value.string(report))

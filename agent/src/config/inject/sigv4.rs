@@ -15,7 +15,7 @@ pub struct SigV4 {
 
 pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<SigV4> {
     let section = value.section("`sigv4`", report)?;
-    section.check_keys(&["region", "service"], &[], report);
+    section.check_keys(&["region", "service"], report);
     let mut word = |key: &str, example: &str| {
         let At { value, place } = section.required(key, example, report)?.string(report)?;
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
