@@ -8,6 +8,8 @@ import resource
 import struct
 from pathlib import Path
 
+from harness import eventually
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYS_PIDFD_GETFD, SYS_MEMFD_SECRET = 438, 447  # the same number on every architecture
 CHUNK, PAGE = 1 << 20, 4096
@@ -78,6 +80,18 @@ def disguises(text):
         digits = base64.b64encode(b"\0" * offset + raw)[4 * (offset > 0) + 1 : -5]
         forms[f"{text} base64+{offset}"] = digits
     return forms
+
+
+def holds_no_copy(pid, needles, marker):
+    """Waits until no needle is in the process's memory, where the marker, which is there, shows that it was looked for."""
+
+    def clean():
+        scan = Scan(pid, needles | {marker: marker.encode()})
+        assert scan.secret_refused > 0 and scan.counts.pop(marker) > 0
+        assert set(scan.counts.values()) == {0}, (scan.counts, scan.where)
+        return True
+
+    eventually(clean, pause=0.5)
 
 
 def secret_descriptors(pid):

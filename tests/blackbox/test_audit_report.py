@@ -4,13 +4,12 @@ import html.parser
 import json
 import os
 import re
-import subprocess
 
 import pytest
 
-from audit_log import NASTY, POLICY, line_of, nasty_read
+from audit_log import POLICY, line_of, nasty_read
 from browser import chromium
-from harness import ALICE, BOB, CANARY, CAROL, KEYHATCHD, ROOT, Agent, eventually
+from harness import ALICE, BOB, CANARY, CAROL, Agent, eventually
 from load import raw_records
 
 TRAP = '\n[[honeytoken]]\nsecret = "app/trap"\n'
