@@ -114,6 +114,8 @@ impl AdminServer {
             while self.context.cache.arena().used() > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
                 self.server.close_writers();
+                // Another that waited for an access token may have had its turn since.
+                self.context.routes.load().close_idle();
             }
         };
         let _ = timeout(WIPE_TIME, wiped).await;

@@ -22,6 +22,8 @@ const TOO_LATE: Duration = Duration::from_secs(10);
 /// After a refusal nothing is asked for as long as this.
 const PAUSE: Duration = Duration::from_secs(1);
 
+const SEALED: &str = "the agent was sealed";
+
 /// The access token of one route.
 #[derive(Default)]
 pub struct Tokens {
@@ -131,9 +133,13 @@ impl Tokens {
         (of == version).then(|| Arc::clone(token))
     }
 
-    /// Forgets everything, what is being asked for included.
+    /// Forgets everything, what is being asked for included, for a seal. Who waits for a turn has it fail as well.
     pub fn clear(&self) {
-        let state = std::mem::take(&mut *self.state());
+        let sealed = State {
+            failed: Some((Instant::now(), SEALED.into())),
+            ..State::default()
+        };
+        let state = std::mem::replace(&mut *self.state(), sealed);
         if let Some(asking) = state.asking {
             asking.abort();
         }
@@ -158,9 +164,7 @@ impl Tokens {
             state.asking = Some(asking.abort_handle());
             asking
         };
-        let told = asking
-            .await
-            .unwrap_or_else(|_| Err("the agent was sealed".into()));
+        let told = asking.await.unwrap_or_else(|_| Err(SEALED.into()));
         told.map_err(Failure::Token)
     }
 
@@ -173,7 +177,7 @@ impl Tokens {
         let mut state = self.state();
         // Sealed meanwhile: nothing is kept.
         if state.asking.take().is_none() {
-            return Err("the agent was sealed".into());
+            return Err(SEALED.into());
         }
         match given {
             Ok(given) => {
