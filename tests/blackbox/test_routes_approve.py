@@ -1,5 +1,6 @@
 """Routes: calls that wait for an operator, conditions on bodies, and limits on answers and spending."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from harness import KEYHATCHD, Agent, eventually
+from harness import KEYHATCHD, Agent, UnixHTTP, eventually
 from hostile import Hostile
 from test_routes import KEY, route
 from test_routes_websocket import POLICY
@@ -49,6 +50,8 @@ def agent():
             route("hasty", upstream.address, more=more('approve = ["* /**"]\ntimeout = "1s"')),
             route("small", upstream.address, more=more(
                 'require = { "/model" = ["small", "tiny"], "/n" = [1] }\nlimits = { body = "1KiB" }')),
+            route("bulky", upstream.address, more=more(
+                'require = { "/n" = [1] }\nlimits = { requests_per_minute = 10 }')),
             route("short", upstream.address, more=more('limits = { answer = "2KiB" }')),
             route("frugal", upstream.address, more=more(
                 'limits = { spend = { pointer = "/usage/total", per_hour = 100 } }')),
@@ -186,6 +189,26 @@ def test_a_body_has_to_say_what_the_route_requires(agent):
         sock.sendall(b"POST /v1/use/small/x HTTP/1.1\r\nHost: x\r\n" + chunks + b"12\r\n{\"model\": \"large\"}\r\n0\r\n\r\n")
         assert sock.recv(100).startswith(b"HTTP/1.1 403 ")
     assert len(upstream.seen) == before
+
+
+def test_bodies_are_looked_at_within_the_bots_share_and_its_limits(agent):
+    kind = {"Content_Type": "application/json"}
+    large = b'{"n": 2, "x": "' + b"y" * 100_000 + b'"}'
+    for _ in range(2):
+        assert "/n" in use(agent, "bulky/x", "POST", large, **kind).json()["detail"]
+    good = b'{"n": 1, "model": "tiny"}'
+    metrics = lambda: UnixHTTP(agent.admin_socket).get("/v1/metrics").body
+    with contextlib.ExitStack() as held:
+        for _ in range(8):
+            sock = held.enter_context(connected(agent))
+            sock.sendall(b"POST /v1/use/bulky/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (4 << 20))
+        eventually(lambda: b'keyhatch_route_open{route="bulky"} 8\n' in metrics())
+        reply = use(agent, "bulky/x", "POST", large, **kind)
+        assert reply.status == 429 and "requests_per_minute" in reply.json()["detail"], "refused ones count"
+        reply = use(agent, "small/x", "POST", good, **kind)
+        assert reply.status == 429 and "under way" in reply.json()["detail"]
+        assert agent.get("/v1/use/small/x", 20001, "POST", good, **kind).status == 200, "each bot has a share"
+    eventually(lambda: use(agent, "small/x", "POST", good, **kind).status == 200)
 
 
 def test_an_answer_is_no_larger_than_it_may_be(agent):

@@ -54,10 +54,10 @@ pub enum Failure {
     TooLargeToSign,
     /// The caller has as many such bodies under way as it may have.
     #[error(
-        "bodies that are signed are read whole first, and {} MiB of this bot's are under way",
+        "bodies that are signed or looked at are read whole first, and {} MiB of this bot's are under way",
         SHARE >> 20
     )]
-    NoRoomToSign,
+    NoRoom,
     /// What the caller sends cannot be signed.
     #[error("the request cannot be signed: {0}")]
     Unsignable(&'static str),

@@ -37,6 +37,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio_rustls::TlsConnector;
 
@@ -216,18 +217,34 @@ impl Route {
     }
 
     /// How large a body may be that has conditions to meet: it is read whole before it leaves.
-    #[must_use]
-    pub fn largest_looked_at(&self) -> u64 {
+    fn largest_looked_at(&self) -> u64 {
         self.largest_body()
             .map_or(LARGEST_READ, |most| most.min(LARGEST_READ))
     }
 
-    /// Whether a body says what it has to.
+    /// Whether a body says what it has to. A large one is looked at beside the loop that serves everybody.
     ///
     /// # Errors
     /// What it does not say.
-    pub fn check_body(&self, headers: &HeaderMap, body: Option<&[u8]>) -> Result<(), Unmet> {
-        conditions::check(&self.config.require, headers, body.unwrap_or_default())
+    pub async fn check_body(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<(), Unmet> {
+        conditions::check_kind(headers)?;
+        if body.len() <= conditions::AT_ONCE {
+            return conditions::check(&self.config.require, &body);
+        }
+        // It is held by the work, which goes on where the bot leaves.
+        let turn = conditions::LARGE.acquire().await;
+        let route = Arc::clone(self);
+        let look = move || {
+            let _turn = turn;
+            conditions::check(&route.config.require, &body)
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or(Err(Unmet::Json))
     }
 
     /// Whether a call waits for an operator.

@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::Route;
 use super::exchange::Outgoing;
 use super::failure::Failure;
-use super::whole::Room;
+use super::whole::{Room, Shares};
 
 /// A body of announced length up to this is read first, so that the request can be repeated.
 const SMALL: u64 = 16 * 1024;
@@ -79,6 +79,23 @@ impl Route {
         let room = self.room(outgoing, bot, body.size_hint().exact())?;
         Upload::of(body, self.largest_body(), room, self.patience()).await
     }
+
+    /// Takes a body that has conditions to meet: whole, in the bot's share.
+    ///
+    /// # Errors
+    /// Where it is too large, or does not come.
+    pub async fn take_whole(
+        &self,
+        bot: &str,
+        body: Incoming,
+    ) -> Result<(Upload, Arc<Progress>), Failure> {
+        let largest = self.largest_looked_at();
+        if body.size_hint().lower() > largest {
+            return Err(Failure::BodyTooLarge);
+        }
+        let room = Shares::room(&self.shares, bot, body.size_hint().exact())?;
+        Upload::of(body, Some(largest), Some(room), self.patience()).await
+    }
 }
 
 impl Upload {
@@ -97,48 +114,28 @@ impl Upload {
         if body.size_hint().lower() > largest {
             return Err(Failure::BodyTooLarge);
         }
+        let progress = Arc::new(Progress::default());
         let is_small = body.size_hint().exact().is_some_and(|len| len <= SMALL);
         if is_small || room.is_some() {
             let most = room.as_ref().map_or(SMALL, Room::bytes);
             let read = async {
                 let bytes = whole(body, largest, most).await?;
-                Ok(match room {
+                Ok::<_, Failure>(match room {
                     Some(room) => room.holds(bytes),
                     None => bytes,
                 })
             };
-            return Self::when_read(read, patience).await;
+            let read = tokio::time::timeout(patience, read).await;
+            let bytes = read.map_err(|_| Failure::BodyCut)??;
+            progress.add(bytes.len() as u64);
+            return Ok((Self::Whole(bytes), progress));
         }
-        let progress = Arc::new(Progress::default());
         let streamed = Streamed {
             body,
             left: largest,
             progress: Arc::clone(&progress),
         };
         Ok((Self::Streamed(streamed), progress))
-    }
-
-    /// Takes a body of at most `largest` bytes and waits for all of it.
-    ///
-    /// # Errors
-    /// Where it is larger, or does not come.
-    pub async fn read(
-        body: Incoming,
-        largest: u64,
-        patience: Duration,
-    ) -> Result<(Self, Arc<Progress>), Failure> {
-        Self::when_read(whole(body, largest, u64::MAX), patience).await
-    }
-
-    async fn when_read(
-        read: impl Future<Output = Result<Bytes, Failure>>,
-        patience: Duration,
-    ) -> Result<(Self, Arc<Progress>), Failure> {
-        let read = tokio::time::timeout(patience, read).await;
-        let bytes = read.map_err(|_| Failure::BodyCut)??;
-        let progress = Arc::new(Progress::default());
-        progress.add(bytes.len() as u64);
-        Ok((Self::Whole(bytes), progress))
     }
 
     /// All of it, where it is here.
@@ -148,12 +145,6 @@ impl Upload {
             Self::Whole(bytes) => Some(bytes),
             Self::Streamed(_) => None,
         }
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.whole().is_some_and(<[u8]>::is_empty)
     }
 
     /// The same once more, where that can be sent again.

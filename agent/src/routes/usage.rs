@@ -34,7 +34,7 @@ struct OfBot {
 /// What was done with a route since it was set up.
 #[derive(Default)]
 pub struct Counters {
-    /// Requests that were allowed.
+    /// Requests that took a turn.
     pub requests: AtomicU64,
     /// Those of them that the upstream gave no whole answer to.
     pub failed: AtomicU64,

@@ -34,7 +34,7 @@ impl Shares {
         let mut taken = shares.taken();
         let of_bot = taken.entry(bot.into()).or_default();
         if *of_bot + bytes > SHARE {
-            return Err(Failure::NoRoomToSign);
+            return Err(Failure::NoRoom);
         }
         *of_bot += bytes;
         Ok(Room {
@@ -95,7 +95,7 @@ mod tests {
         let mut held: Vec<Bytes> = (0..4)
             .map(|_| room("a", None).unwrap().holds(Bytes::from_static(b"x")))
             .collect();
-        assert!(matches!(room("a", Some(1)), Err(Failure::NoRoomToSign)));
+        assert!(matches!(room("a", Some(1)), Err(Failure::NoRoom)));
         assert!(room("b", None).is_ok());
         let again = held[0].clone();
         held.clear();

@@ -16,11 +16,22 @@ use crate::api::id::RequestId;
 use crate::api::io::Using;
 use crate::api::surface::Surface;
 use crate::audit::{self, Event, extra};
-use crate::routes::{Failure, Limit, Outgoing, Progress, Route, ToApprove, Upload};
+use crate::routes::{Failure, Limit, Outgoing, Progress, Route, ToApprove, Turn, Upload};
 
 /// A body, and what was found about the call.
 pub struct Gate {
     body: Body,
+    /// For the decision.
+    pub found: Found,
+}
+
+/// What was found about a call before it is decided for good.
+#[derive(Default)]
+pub struct Found {
+    /// The route, as it was then.
+    pub route: Option<Arc<Route>>,
+    /// The turn that the call has taken already.
+    pub turn: Option<Turn>,
     /// What stands against the call.
     pub barred: Option<Limit>,
     /// The user who approved of it.
@@ -45,8 +56,7 @@ impl Gate {
     ) -> Result<Self, Refused> {
         let mut gate = Self {
             body: Body::Untouched(body),
-            barred: None,
-            approved_by: None,
+            found: Found::default(),
         };
         let bound = connection.bound().await;
         let is_allowed =
@@ -55,9 +65,13 @@ impl Gate {
         let Some(route) = routes.get(&asked.route).filter(|_| is_allowed) else {
             return Ok(gate);
         };
-        gate.meet(route, asked).await;
+        gate.found.route = Some(Arc::clone(route));
+        if route.looks_at_bodies() {
+            let bot = bound.who.bot().unwrap_or_default();
+            gate.meet(route, asked, bot).await;
+        }
         let call = asked.call();
-        if gate.barred.is_none() && route.asks_operator(call.method, call.path) {
+        if gate.found.barred.is_none() && route.asks_operator(call.method, call.path) {
             gate.ask(connection, &bound, route, id, asked).await?;
         }
         Ok(gate)
@@ -76,23 +90,27 @@ impl Gate {
         }
     }
 
-    /// Reads the body where it has conditions to meet.
-    async fn meet(&mut self, route: &Route, asked: &Asked) {
-        if !route.looks_at_bodies() {
-            return;
+    /// Reads the body, which has conditions to meet. That is work, so it counts as a request whatever comes of it.
+    async fn meet(&mut self, route: &Arc<Route>, asked: &Asked, bot: &str) {
+        match route.turn(bot) {
+            Ok(turn) => self.found.turn = Some(turn),
+            Err(limit) => {
+                self.found.barred = Some(limit);
+                return;
+            }
         }
-        self.take(|body| Upload::read(body, route.largest_looked_at(), route.patience()))
-            .await;
-        let Body::Taken(Ok((upload, _))) = &self.body else {
+        self.take(|body| route.take_whole(bot, body)).await;
+        let Body::Taken(Ok((Upload::Whole(body), _))) = &self.body else {
             return;
         };
         let outgoing = &asked.outgoing;
         let has_none = [Method::GET, Method::HEAD, Method::OPTIONS, Method::DELETE];
-        if upload.is_empty() && has_none.contains(&outgoing.method) {
+        if body.is_empty() && has_none.contains(&outgoing.method) {
             return;
         }
-        if let Err(unmet) = route.check_body(&outgoing.headers, upload.whole()) {
-            self.barred = Some(Limit::never("require", unmet.to_string()));
+        let met = route.check_body(&outgoing.headers, body.clone()).await;
+        if let Err(unmet) = met {
+            self.found.barred = Some(Limit::never("require", unmet.to_string()));
         }
     }
 
@@ -125,7 +143,7 @@ impl Gate {
         };
         let approvals = Arc::clone(connection.context.routes.load().approvals());
         let Some(held) = approvals.hold(id.as_str(), shown) else {
-            self.barred = Some(Limit::waits());
+            self.found.barred = Some(Limit::waits());
             return Ok(());
         };
         record(connection, bound, id, asked)?;
@@ -137,10 +155,10 @@ impl Gate {
         let patience = route.patience();
         // A bot that leaves is seen to.
         let _using = Using::of(&connection.stall);
-        self.approved_by = held.answer(patience).await;
-        if self.approved_by.is_none() {
+        self.found.approved_by = held.answer(patience).await;
+        if self.found.approved_by.is_none() {
             let why = format!("no operator approved of it within {} s", patience.as_secs());
-            self.barred = Some(Limit::never("approve", why));
+            self.found.barred = Some(Limit::never("approve", why));
         }
         Ok(())
     }
@@ -155,6 +173,19 @@ impl Gate {
             Body::Untouched(body) => Body::Taken(read(body).await),
             taken @ Body::Taken(_) => taken,
         };
+    }
+}
+
+impl Found {
+    /// The turn of the call, or what stands against it.
+    pub fn turn(&mut self, route: &Arc<Route>, bot: &str) -> Result<Turn, Limit> {
+        if let Some(limit) = self.barred.take() {
+            return Err(limit);
+        }
+        match self.turn.take() {
+            Some(turn) => Ok(turn),
+            None => route.turn(bot),
+        }
     }
 }
 

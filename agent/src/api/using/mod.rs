@@ -24,7 +24,7 @@ use super::id::RequestId;
 use super::route::Reply;
 use crate::policy::{Call, FORBIDDEN_METHODS};
 use crate::routes::{Outgoing, Summary, Target, is_websocket};
-use gate::Gate;
+use gate::{Found, Gate};
 use refused::Refused;
 use used::Used;
 
@@ -119,9 +119,10 @@ async fn pass(
     body: Incoming,
     upgrade: OnUpgrade,
 ) -> Result<Answer, Refused> {
-    let gate = Gate::pass(connection, id, asked, body).await?;
-    let approved_by = gate.approved_by;
-    let mut used = Used::begin(connection, id, asked, gate.barred.clone(), approved_by).await?;
+    let mut gate = Gate::pass(connection, id, asked, body).await?;
+    let found = std::mem::take(&mut gate.found);
+    let approved_by = found.approved_by;
+    let mut used = Used::begin(connection, id, asked, found).await?;
     let route = Arc::clone(&used.route);
     let taken = gate.upload(&route, &asked.outgoing, used.bot()).await;
     let (mut upload, progress) = taken.map_err(|failure| used.failed(&failure))?;
@@ -142,7 +143,12 @@ async fn pass(
         if let Some(same) = again.filter(|_| is_old && !is_again) {
             used.ends(None, Some(AGAIN));
             drop(used);
-            used = Used::begin(connection, id, asked, None, approved_by).await?;
+            let found = Found {
+                route: Some(Arc::clone(&route)),
+                approved_by,
+                ..Found::default()
+            };
+            used = Used::begin(connection, id, asked, found).await?;
             (upload, is_again) = (same, true);
             continue;
         }

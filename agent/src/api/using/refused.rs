@@ -46,7 +46,7 @@ impl From<&Failure> for Refused {
         let code = match failure {
             Failure::Timeout(_) => Code::UpstreamTimeout,
             Failure::BodyTooLarge | Failure::TooLargeToSign => Code::TooLarge,
-            Failure::NoRoomToSign => Code::RateLimited,
+            Failure::NoRoom => Code::RateLimited,
             Failure::BodyCut | Failure::Unsignable(_) => Code::BadRequest,
             Failure::Full(_) => Code::Internal,
             _ => Code::UpstreamFailed,

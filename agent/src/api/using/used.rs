@@ -9,6 +9,7 @@ use keyhatch_protocol::{Code, Name};
 use serde_json::{Value as Json, json};
 
 use super::Asked;
+use super::gate::Found;
 use super::refused::Refused;
 use crate::api::connection::{Bound, Connection, code_of, with_nearest};
 use crate::api::id::RequestId;
@@ -49,19 +50,16 @@ struct Facts<'a> {
     asked: &'a Asked,
     secret: Option<Name>,
     supply: Option<Supply>,
-    barred: Option<Limit>,
-    approved_by: Option<u32>,
+    found: Found,
 }
 
 impl Used {
-    /// Decides a call and keeps the record of it. Something else than the policy may bar it, and somebody may have
-    /// approved of it.
+    /// Decides a call and keeps the record of it, by the policy and by what was found before.
     pub async fn begin(
         connection: &Arc<Connection>,
         id: &RequestId,
         asked: &Asked,
-        barred: Option<Limit>,
-        approved_by: Option<u32>,
+        found: Found,
     ) -> Result<Self, Refused> {
         let bound = connection.bound().await;
         let pending = bound
@@ -74,13 +72,12 @@ impl Used {
             None => None,
         };
         let bound = connection.bound().await;
-        let facts = Facts {
+        let mut facts = Facts {
             secret: bound.policy.secret_of(&asked.route).cloned(),
             bound: &bound,
             asked,
             supply,
-            barred,
-            approved_by,
+            found,
         };
         facts.judge(connection, id)
     }
@@ -194,7 +191,7 @@ impl Drop for Used {
 }
 
 impl Facts<'_> {
-    fn judge(&self, connection: &Arc<Connection>, id: &RequestId) -> Result<Used, Refused> {
+    fn judge(&mut self, connection: &Arc<Connection>, id: &RequestId) -> Result<Used, Refused> {
         let context = &connection.context;
         let mut decision = decide(connection, self.bound, self.asked);
         let snapshot = context.cache.snapshot();
@@ -211,10 +208,7 @@ impl Facts<'_> {
         let routes = context.routes.load();
         let route = routes.get(&self.asked.route).filter(|_| decision.allowed());
         let bot = self.bound.who.bot().unwrap_or_default();
-        let turn = route.map(|route| match &self.barred {
-            Some(limit) => Err(limit.clone()),
-            None => route.turn(bot),
-        });
+        let turn = route.map(|route| self.found.turn(route, bot));
         let limit = turn.as_ref().and_then(|turn| turn.as_ref().err());
         if limit.is_some() {
             decision = decision.but(Refusal::Limited);
@@ -276,7 +270,11 @@ impl Facts<'_> {
             ("path", json!(call.path)),
         ];
         members.extend(limit.map(|limit| ("limit", json!(limit.name))));
-        members.extend(self.approved_by.map(|uid| ("approved_by", json!(uid))));
+        members.extend(
+            self.found
+                .approved_by
+                .map(|uid| ("approved_by", json!(uid))),
+        );
         let members = extra(&members);
         let members = with_nearest(self.bound, decision.reason(), Some(&members));
         let entry = audit::Entry {
