@@ -84,7 +84,7 @@ fn attempt(config: &Config, args: Args) -> u8 {
         return exit::DENIED;
     }
     let mut waits = route.approve.iter();
-    if waits.any(|waits| waits.matches(call.method, call.path)) {
+    if waits.any(|waits| waits.may_mean(call.method, call.path)) {
         say("allowed by the route, once an operator approves of it");
     } else {
         say("allowed by the route");

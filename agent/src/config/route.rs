@@ -133,6 +133,19 @@ fn read(
         None => Some(Vec::new()),
     };
     let (deny, approve) = (calls("deny"), calls("approve"));
+    for call in approve.iter().flatten() {
+        let allowed = |allow: &At<CallPattern>| allow.value.meets(&call.value);
+        if allow
+            .as_ref()
+            .is_some_and(|allow| !allow.iter().any(allowed))
+        {
+            let text = format!(
+                "`approve` has \"{}\", which `allow` has nothing of, so that no call waits for it",
+                call.value
+            );
+            report.warning(&call.place, text);
+        }
+    }
     let route = Route {
         name: name.as_ref()?.value.clone(),
         upstream: upstream?,

@@ -12,6 +12,8 @@ pub const FORBIDDEN_METHODS: [&str; 2] = ["TRACE", "CONNECT"];
 pub struct CallPattern {
     method: Option<Box<str>>,
     paths: Pattern,
+    /// The same over folded paths.
+    folded: Pattern,
 }
 
 /// Why a text is not a call.
@@ -60,13 +62,32 @@ impl CallPattern {
         Ok(Self {
             method,
             paths: Pattern::parse(path)?,
+            folded: Pattern::parse(&folded(path))?,
         })
     }
 
     /// Whether it stands for this call; `path` is in its normal form, decoded.
     #[must_use]
     pub fn matches(&self, method: &str, path: &str) -> bool {
-        self.method.as_deref().is_none_or(|own| own == method) && self.paths.matches(path)
+        self.is_of(method) && self.paths.matches(path)
+    }
+
+    /// Whether it stands for this call, or for one that some server takes for the same: paths in any case, with a slash
+    /// or spaces at the end. For what bars a call; nothing is allowed so.
+    #[must_use]
+    pub fn may_mean(&self, method: &str, path: &str) -> bool {
+        self.is_of(method) && (self.paths.matches(path) || self.folded.matches(&folded(path)))
+    }
+
+    /// Whether there is a call that both may mean.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let one = self.method.is_none() || other.method.is_none() || self.method == other.method;
+        one && self.folded.meets(&other.folded)
+    }
+
+    fn is_of(&self, method: &str) -> bool {
+        self.method.as_deref().is_none_or(|own| own == method)
     }
 
     /// Whether it stands for every call that `other` stands for.
@@ -74,6 +95,13 @@ impl CallPattern {
     pub fn covers(&self, other: &Self) -> bool {
         (self.method.is_none() || self.method == other.method) && self.paths.covers(&other.paths)
     }
+}
+
+fn folded(path: &str) -> String {
+    let segments: Vec<&str> = path.split('/').map(str::trim).collect();
+    let path = segments.join("/").to_lowercase();
+    let path = path.trim_end_matches('/');
+    if path.is_empty() { "/" } else { path }.to_owned()
 }
 
 impl fmt::Display for CallPattern {
@@ -107,6 +135,27 @@ mod tests {
         assert!(any.matches("DELETE", "/a/b/") && any.covers(&models) && !models.covers(&any));
         assert!(CallPattern::parse("GET /").unwrap().matches("GET", "/"));
         assert_eq!(any.to_string(), "* /**");
+    }
+
+    #[test]
+    fn what_bars_a_call_is_not_passed_by_with_a_slash_or_a_capital() {
+        let pay = CallPattern::parse("POST /Payouts/").unwrap();
+        for path in [
+            "/payouts",
+            "/payouts/",
+            "/PAYOUTS",
+            "/payouts ",
+            "/payouts /",
+            "/ payouts//",
+        ] {
+            assert!(pay.may_mean("POST", path), "{path}");
+        }
+        assert!(!pay.may_mean("GET", "/payouts") && !pay.may_mean("POST", "/payouts/1"));
+        assert!(!pay.matches("POST", "/payouts"));
+        let below = CallPattern::parse("* /payouts/*").unwrap();
+        assert!(below.may_mean("GET", "/payouts/") && below.may_mean("GET", "/Payouts/1/"));
+        assert!(CallPattern::parse("GET /").unwrap().may_mean("GET", "/"));
+        assert!(pay.meets(&CallPattern::parse("* /p*").unwrap()) && !pay.meets(&below));
     }
 
     #[test]

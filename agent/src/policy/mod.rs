@@ -161,11 +161,12 @@ impl Policy {
     #[must_use]
     pub fn refuses(&self, call: &Call<'_>) -> Option<Decision> {
         let route = self.route(call.route)?;
-        let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
-        if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| is(pattern)) {
+        let bars = |pattern: &CallPattern| pattern.may_mean(call.method, call.path);
+        if let Some((_, place)) = route.deny.iter().find(|(pattern, _)| bars(pattern)) {
             let rule = Some(Arc::clone(place));
             return Some(Decision::new(Reason::DenyRule, rule));
         }
+        let is = |pattern: &CallPattern| pattern.matches(call.method, call.path);
         let is_allowed = route.allow.iter().any(is);
         (!is_allowed).then(|| Decision::new(Reason::NoGrant, Some(Arc::clone(&route.place))))
     }

@@ -251,7 +251,7 @@ impl Route {
     #[must_use]
     pub fn asks_operator(&self, method: &str, path: &str) -> bool {
         let mut calls = self.config.approve.iter();
-        calls.any(|call| call.matches(method, path))
+        calls.any(|call| call.may_mean(method, path))
     }
 
     /// Forgets the access token that the upstream refused, if any. Whether another is worth a try.
