@@ -125,13 +125,31 @@ def test_what_nobody_approves_of_is_denied_and_who_leaves_waits_no_more(agent):
     assert (reply.status, reply.json()["code"]) == (403, "denied") and "no operator approved" in reply.json()["detail"]
     record = agent.records(event="secret.use", decision="deny")[-1]
     assert (record["reason"], record["limit"]) == ("limited", "approve")
+    # However it writes the path.
+    with connected(agent) as sock:
+        sock.sendall(b"POST /v1/use/pay/Payouts%20/3/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        eventually(lambda: waiting(agent))
+    eventually(lambda: not waiting(agent))
     # A bot that leaves, also one that has sent more than the call that waits.
     for more in (b"", b"GET /v1/use/pay/x HTTP/1.1\r\nHost: x\r\n\r\n"):
         with connected(agent) as sock:
             sock.sendall(b"POST /v1/use/pay/payouts/3 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1" + more)
             eventually(lambda: waiting(agent))
         eventually(lambda: not waiting(agent))
-    # A reload that takes the grant away while it waits.
+    # A reload that has the route want more while it waits.
+    config = agent.config.read_text()
+    one = later(lambda: use(agent, "pay/payouts/4", "POST", b"1"))
+    [call] = eventually(lambda: waiting(agent))
+    agent.config.write_text(config.replace('approve = ["POST /payouts/**"]', 'approve = ["* /payouts/**"]\nrequire = { "/n" = [1] }'))
+    try:
+        agent.ops("reload")
+        agent.ops("approve", call["id"])
+        reply = one()
+        assert reply.status == 429 and "a reload changed" in reply.json()["detail"]
+    finally:
+        agent.config.write_text(config)
+        agent.ops("reload")
+    # One that takes the grant away.
     one = later(lambda: use(agent, "pay/payouts/4", "POST", b"1"))
     [call] = eventually(lambda: waiting(agent))
     config = agent.config.read_text()
@@ -255,6 +273,8 @@ def test_route_try_shows_what_would_be_sent_and_sends_nothing(agent):
     done = agent.verb("route", "try", "--config", config, "pay", "/else", check=False)
     assert done.returncode == 77 and "denied, no_grant, by " in done.stdout
     assert KEY not in said and len(agent.upstream.seen) == before
+    done = agent.verb("check", "--content-only", "--config", config, check=False)
+    assert '"POST /payouts/**", which `allow` has nothing of' in done.stdout + done.stderr
 
 
 def test_the_log_holds_no_key(agent):

@@ -189,6 +189,12 @@ impl Route {
     pub fn upstream(&self) -> &Address {
         &self.config.upstream
     }
+    /// Whether the other is configured in the same way.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.config == other.config
+    }
+
 
     /// How often it was used, and how.
     #[must_use]

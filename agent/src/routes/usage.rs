@@ -86,6 +86,16 @@ impl Limit {
     pub fn waits() -> Self {
         Self::until("approve", Duration::from_secs(30))
     }
+    /// A reload made another route of it than the one that the request was judged by.
+    #[must_use]
+    pub fn changed() -> Self {
+        Self {
+            name: "reload",
+            retry_after: Some(Duration::from_secs(1)),
+            detail: "a reload changed this route while the call waited, make it again".into(),
+        }
+    }
+
 }
 
 /// One request under way, counted until it is dropped.

@@ -182,6 +182,13 @@ impl Found {
         if let Some(limit) = self.barred.take() {
             return Err(limit);
         }
+        if !self
+            .route
+            .as_ref()
+            .is_some_and(|judged| judged.is_same(route))
+        {
+            return Err(Limit::changed());
+        }
         match self.turn.take() {
             Some(turn) => Ok(turn),
             None => route.turn(bot),
