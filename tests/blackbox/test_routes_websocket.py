@@ -196,5 +196,31 @@ def test_a_reload_lets_it_go_on_and_a_seal_ends_it(place):
                 ws.recv(timeout=20)
         finally:
             place.ops("unseal")
+        place.put("app/key", KEY)
     eventually(lambda: re.findall(r'keyhatch_route_open\{route="ws"\} (\d+)',
                                   UnixHTTP(place.admin_socket).get("/v1/metrics").body.decode()) == ["0"])
+
+
+def test_it_ends_once_it_would_not_be_allowed_any_more(place):
+    config = place.config.read_text()
+    with connect(place, "ws/chat") as ws:
+        try:
+            place.config.write_text(config.replace('"GET /chat", ', ""))
+            place.ops("reload")
+            with pytest.raises(ConnectionClosed):
+                ws.recv(timeout=20)
+        finally:
+            place.config.write_text(config)
+            place.ops("reload")
+    assert ended(place)["status"] == 101
+
+
+def test_a_stop_records_how_what_was_under_way_ended(place):
+    with connect(place, "ws/chat") as ws, socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(place.socket))
+        sock.sendall(b"GET /v1/use/liar/silent HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: place.liar.seen and place.liar.last().path == "/silent")
+        assert place.stop() == 0
+    used = {record["request_id"] for record in place.records(event="secret.use", decision="allow")}
+    assert used == {record["request_id"] for record in place.records(event="secret.used")}
+    assert [record["status"] for record in place.records(event="secret.used")[-2:]].count(101) == 1

@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
 use super::bind::Door;
@@ -49,6 +49,9 @@ const HEADERS: usize = 64;
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
 const UNREAD: Duration = Duration::from_secs(1);
 const UNASKED: Duration = Duration::from_millis(50);
+
+/// How long what was cut may take to end.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +199,13 @@ impl Server {
             sleep(Duration::from_millis(5)).await;
         }
         self.close_where(|_| true);
+        let ended = async {
+            while !self.open().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Uses of routes that were cut have their ends recorded.
+        let _ = timeout(ENDING, ended).await;
     }
 
     fn welcome(self: &Arc<Self>, stream: UnixStream) {
@@ -251,7 +261,7 @@ impl Server {
         }
         // What waits for this peer is judged again, and refused; the connection itself stays, so that
         // whoever holds it now gets an answer that says why.
-        if open.waits.load(Relaxed) > 0 {
+        if open.waits.load(Relaxed) > 0 || open.stall.is_using() {
             self.context.cache.wake();
         }
     }

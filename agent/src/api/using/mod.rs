@@ -26,7 +26,7 @@ use crate::policy::{Call, FORBIDDEN_METHODS};
 use crate::routes::{Outgoing, Summary, Target, is_websocket};
 use gate::{Found, Gate};
 use refused::Refused;
-use used::Used;
+use used::{Used, decide};
 
 /// On each answer of an upstream, and on none of ours: tells them apart.
 const ROUTE: HeaderName = HeaderName::from_static("keyhatch-route");
@@ -50,7 +50,7 @@ pub fn reply(connection: &Arc<Connection>, id: RequestId, mut request: Request<I
             return Reply::Now(answer::problem(code, &id, Some(&why)));
         }
     };
-    let connection = Arc::clone(connection);
+    let (connection, asked) = (Arc::clone(connection), Arc::new(asked));
     Reply::later(async move {
         pass(&connection, &id, &asked, body, upgrade)
             .await
@@ -115,7 +115,7 @@ fn is_name(route: &str) -> bool {
 async fn pass(
     connection: &Arc<Connection>,
     id: &RequestId,
-    asked: &Asked,
+    asked: &Arc<Asked>,
     body: Incoming,
     upgrade: OnUpgrade,
 ) -> Result<Answer, Refused> {
@@ -155,7 +155,13 @@ async fn pass(
         let told = Box::new(move |summary: Summary| used.ends(Some(&summary), None));
         let (head, body) = if let Some(upstream) = answered.switched() {
             let (head, tunnel) = answered.tunnel(upstream, &route, &credential, &progress, told);
-            tokio::spawn(tunnel.run(upgrade));
+            let (connection, asked) = (Arc::clone(connection), Arc::clone(asked));
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = tunnel.run(upgrade) => {}
+                    () = until_refused(&connection, &asked) => {}
+                }
+            });
             (head, Body::empty())
         } else {
             let (head, body) = answered.searched(&route, &credential, told);
@@ -167,5 +173,19 @@ async fn pass(
             answer.headers_mut().insert(ROUTE, name);
         }
         return Ok(answer);
+    }
+}
+
+/// Returns once a call that was allowed would not be any more.
+async fn until_refused(connection: &Connection, asked: &Asked) {
+    let mut changes = connection.context.cache.subscribe();
+    loop {
+        let bound = connection.bound().await;
+        if !decide(connection, &bound, asked).allowed() {
+            return;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
