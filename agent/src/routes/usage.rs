@@ -17,7 +17,14 @@ const LONGEST: f64 = 86400.0;
 pub struct Usage {
     limits: RouteLimits,
     counters: Counters,
-    bots: Mutex<HashMap<Box<str>, OfBot>>,
+    bots: Mutex<Bots>,
+}
+
+#[derive(Default)]
+struct Bots {
+    each: HashMap<Box<str>, OfBot>,
+    /// What the costliest answer cost, whoever's it was.
+    most: f64,
 }
 
 /// What one bot uses.
@@ -27,8 +34,6 @@ struct OfBot {
     paid: Instant,
     /// When what its answers cost so far is paid off, at the rate it may spend.
     spent: Instant,
-    /// What the costliest of them cost.
-    most: f64,
 }
 
 /// What was done with a route since it was set up.
@@ -81,11 +86,6 @@ impl Limit {
         }
     }
 
-    /// Too many requests wait for an operator.
-    #[must_use]
-    pub fn waits() -> Self {
-        Self::until("approve", Duration::from_secs(30))
-    }
     /// A reload made another route of it than the one that the request was judged by.
     #[must_use]
     pub fn changed() -> Self {
@@ -96,6 +96,11 @@ impl Limit {
         }
     }
 
+    /// Too many requests wait for an operator.
+    #[must_use]
+    pub fn waits() -> Self {
+        Self::until("approve", Duration::from_secs(30))
+    }
 }
 
 /// One request under way, counted until it is dropped.
@@ -131,11 +136,10 @@ impl Usage {
 
     fn take(&self, bot: &str, now: Instant) -> Result<(), Limit> {
         let mut bots = self.bots();
-        let of_bot = bots.entry(bot.into()).or_insert(OfBot {
+        let of_bot = bots.each.entry(bot.into()).or_insert(OfBot {
             streams: 0,
             paid: now,
             spent: now,
-            most: 0.0,
         });
         let ahead = of_bot.spent.saturating_duration_since(now);
         if self.limits.spend.is_some() && ahead >= HOUR {
@@ -162,21 +166,28 @@ impl Usage {
         Ok(())
     }
 
-    /// Counts what an answer cost. One that was cut short before it said so counts as the costliest before it.
+    /// Counts what an answer cost. One that was cut short before it said so counts as the costliest before it, and
+    /// as a minute's worth where there is none: who always cuts them pays, too.
     fn charge(&self, bot: &str, cost: Option<f64>, complete: bool, now: Instant) {
         let Some(spend) = &self.limits.spend else {
             return;
         };
-        if let Some(of_bot) = self.bots().get_mut(bot) {
-            let unsaid = if complete { 0.0 } else { of_bot.most };
+        let per_hour = f64::from(spend.per_hour);
+        let mut bots = self.bots();
+        let unsaid = match bots.most {
+            _ if complete => 0.0,
+            0.0 => per_hour / 60.0,
+            most => most,
+        };
+        bots.most = bots.most.max(cost.unwrap_or_default());
+        if let Some(of_bot) = bots.each.get_mut(bot) {
             let cost = cost.unwrap_or(unsaid).max(0.0);
-            of_bot.most = of_bot.most.max(cost);
-            let time = (HOUR.as_secs_f64() * cost / f64::from(spend.per_hour)).min(LONGEST);
+            let time = (HOUR.as_secs_f64() * cost / per_hour).min(LONGEST);
             of_bot.spent = of_bot.spent.max(now) + Duration::from_secs_f64(time);
         }
     }
 
-    fn bots(&self) -> MutexGuard<'_, HashMap<Box<str>, OfBot>> {
+    fn bots(&self) -> MutexGuard<'_, Bots> {
         self.bots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -191,7 +202,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.usage.counters.open.fetch_sub(1, Relaxed);
-        if let Some(of_bot) = self.usage.bots().get_mut(&self.bot) {
+        if let Some(of_bot) = self.usage.bots().each.get_mut(&self.bot) {
             of_bot.streams -= 1;
         }
     }
@@ -239,7 +250,9 @@ mod tests {
         }));
         let now = Instant::now();
         let is_open = |after: u64| usage.take("b", now + Duration::from_secs(after)).is_ok();
-        assert!(is_open(0));
+        assert!(is_open(0) && usage.take("first", now).is_ok());
+        (0..60).for_each(|_| usage.charge("first", None, false, now));
+        assert!(usage.take("first", now).is_err(), "a minute's worth each");
         usage.charge("b", Some(600.0), true, now);
         usage.charge("b", None, true, now);
         assert!(is_open(0));
@@ -250,7 +263,11 @@ mod tests {
             (limit.name, limit.retry_after),
             ("spend", Some(Duration::from_secs(780)))
         );
+        // So do those of a bot that never lets one say it.
         assert!(usage.take("other", now).is_ok());
+        usage.charge("other", None, false, now);
+        usage.charge("other", None, false, now);
+        assert!(usage.take("other", now).is_err());
         assert!(!is_open(700) && is_open(780));
         usage.charge("b", Some(f64::MAX), true, now);
         usage.charge("b", Some(-1.0e9), true, now);

@@ -149,7 +149,9 @@ impl Used {
             ("upstream", json!(self.remote)),
             ("complete", json!(summary.complete)),
         ];
-        if self.status.is_some() {
+        // A WebSocket says nothing of what it costs, nor does an answer that the bot never saw.
+        let has_answer = |status| status != StatusCode::SWITCHING_PROTOCOLS && note.is_none();
+        if self.status.is_some_and(has_answer) {
             self.turn.charge(summary.cost, summary.complete);
         }
         if let Some(cost) = summary.cost {
