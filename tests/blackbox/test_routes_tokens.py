@@ -304,6 +304,9 @@ def test_client_certificates_and_their_rotation(place):
     for _ in range(3):
         assert place.use("mutual/who", X_Of="mine").body == b"one"
     assert mutual.last("/who").headers["x-of"] == "x", "several at once"
+    key = place.one.key.read_text()
+    reply = place.use("mutual/echo", "POST", key.encode())
+    assert reply.status == 200 and key.splitlines()[1].encode() not in reply.body, "the key counts as a secret"
     connections = mutual.connections
     assert connections == 1, "a connection is kept"
     place.agent.put("app/cert", place.pem(place.two))

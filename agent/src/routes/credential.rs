@@ -257,6 +257,8 @@ impl Writing<'_> {
             Inject::Hmac(hmac) => self.hmac(hmac),
             Inject::Mtls => {
                 self.parts.identity = Some(self.granted.identity()?);
+                let key = self.granted.field("private_key")?;
+                self.parts.secrets.push(key);
                 Ok(())
             }
             // Asked for before.
