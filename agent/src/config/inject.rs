@@ -191,15 +191,17 @@ pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<Vec<Inject>
 
 /// AWS counts the query and all its own headers as signed.
 fn check_signed(all: &[Inject], value: &Value<'_>, report: &mut Report) {
+    let is_amz = |name: &HeaderName| name.as_str().starts_with("x-amz-");
     let is_signed = |inject: &Inject| match inject {
         Inject::Query { .. } => true,
-        Inject::Header { name, .. } => name.as_str().starts_with("x-amz-"),
+        Inject::Header { name, .. } => is_amz(name),
+        Inject::Hmac(hmac) => hmac.headers().any(is_amz),
         _ => false,
     };
     if all.iter().any(|inject| matches!(inject, Inject::SigV4(_)))
         && let Some(other) = all.iter().find(|inject| is_signed(inject))
     {
-        let place = other.places().concat();
+        let place = other.places().join(" and ");
         let text =
             format!("`sigv4` signs what the bot sends, which {place} is no part of, remove one");
         report.error(&value.place(), text);
@@ -214,10 +216,7 @@ impl Inject {
             Self::Header { name, .. } => vec![header(name)],
             Self::Query { name, .. } => vec![format!("query parameter {name:?}")],
             Self::Basic { .. } | Self::SigV4(_) | Self::OAuth2(_) => vec![header(&AUTHORIZATION)],
-            Self::Hmac(hmac) => {
-                let names = std::iter::once(&hmac.header).chain(&hmac.timestamp);
-                names.map(header).collect()
-            }
+            Self::Hmac(hmac) => hmac.headers().map(header).collect(),
             Self::Mtls => vec!["a client certificate".into()],
         }
     }

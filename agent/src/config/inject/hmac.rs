@@ -69,6 +69,13 @@ const ONE: &str = "the signature's place in it is one {hex:...} or {base64:...} 
      \"t={timestamp},v1={hex:{timestamp}.{body}}\"";
 const PLACES: &str = "the places in it are {timestamp}, and {body} where it is signed";
 
+impl Hmac {
+    /// The headers that it fills.
+    pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        std::iter::once(&self.header).chain(&self.timestamp)
+    }
+}
+
 impl Signed {
     /// Reads `text {hex:{timestamp}.{body}} text`.
     ///
