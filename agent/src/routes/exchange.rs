@@ -78,9 +78,9 @@ impl Route {
             let request = self.request(outgoing, credential, upload)?;
             link.insertions.set(credential.insertions.clone());
             let sent = link.sender.try_send_request(request);
-            let sent = within(self.patience(), progress, sent).await?;
+            let sent = within(self.patience(), progress, sent).await;
             link.insertions.clear();
-            match sent {
+            match sent? {
                 Ok(answer) => return self.answered(outgoing, answer, link),
                 Err(mut error) => {
                     if let Some(trouble) = progress.trouble() {

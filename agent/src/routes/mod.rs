@@ -168,13 +168,18 @@ impl Route {
         let kept = before.filter(|old| {
             (&old.config.secret, &old.config.inject) == (&config.secret, &config.inject)
         });
+        // What a bot has used of the same limits, it has used.
+        let counted = before.filter(|old| old.config.limits == config.limits);
         Ok(Self {
             config: config.clone(),
             tls,
             pool: Arc::default(),
             tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
             shares: Arc::clone(&all.shares),
-            usage: Arc::new(Usage::new(config.limits.clone())),
+            usage: counted.map_or_else(
+                || Arc::new(Usage::new(config.limits.clone())),
+                |old| Arc::clone(&old.usage),
+            ),
         })
     }
 
@@ -184,17 +189,17 @@ impl Route {
         &self.config.name
     }
 
-    /// Where its requests go.
-    #[must_use]
-    pub fn upstream(&self) -> &Address {
-        &self.config.upstream
-    }
     /// Whether the other is configured in the same way.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         std::ptr::eq(self, other) || self.config == other.config
     }
 
+    /// Where its requests go.
+    #[must_use]
+    pub fn upstream(&self) -> &Address {
+        &self.config.upstream
+    }
 
     /// How often it was used, and how.
     #[must_use]

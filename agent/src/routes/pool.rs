@@ -11,7 +11,7 @@ use super::connect::Link;
 const PATIENCE: Duration = Duration::from_secs(50);
 
 /// How many of one route wait at most.
-const MOST: usize = 32;
+const MOST: usize = 128;
 
 /// The connections that wait.
 #[derive(Default)]

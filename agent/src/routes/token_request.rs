@@ -198,13 +198,18 @@ impl TokenRequest {
             return Err(bad("has an access_token that no header can carry"));
         }
         let kept = |text: &str| joined(&self.arena, &[text.as_bytes()]);
-        let seconds = |json: &RawValue| json.get().trim_matches('"').parse().ok();
         Ok(Given {
             access_token: kept(&answer.access_token)?,
             refresh_token: answer.refresh_token.as_deref().map(kept).transpose()?,
-            time: answer.expires_in.and_then(seconds).map(Duration::from_secs),
+            time: answer.expires_in.and_then(lifetime),
         })
     }
+}
+
+/// What is no time at all, or less, has passed already.
+fn lifetime(expires_in: &RawValue) -> Option<Duration> {
+    let seconds: f64 = expires_in.get().trim_matches('"').parse().ok()?;
+    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 
 /// Whether the server did not take the secret where it was shown, or not at all.
@@ -225,5 +230,26 @@ struct Form(Block);
 impl AsRef<[u8]> for Form {
     fn as_ref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lifetime_of_a_token_is_read_however_it_is_written() {
+        for (json, seconds) in [
+            ("3600", Some(3600.0)),
+            ("\"3600\"", Some(3600.0)),
+            ("3599.5", Some(3599.5)),
+            ("-1", Some(0.0)),
+            ("\"soon\"", None),
+            ("1e300", None),
+        ] {
+            let time = lifetime(serde_json::from_str(json).unwrap());
+            assert_eq!(time.map(|time| time.as_secs_f64()), seconds, "{json}");
+        }
     }
 }
