@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as Turns, OwnedMutexGuard};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::failure::Failure;
 use super::token_request::{Given, TokenRequest};
@@ -103,17 +103,19 @@ impl Tokens {
         if let Some(fresh) = self.held(version, Held::is_fresh) {
             return Ok(old(fresh));
         }
-        let outcome = match self.failed_after(began) {
+        let asking = match self.failed_after(began) {
             Some(why) => Err(Failure::Token(why)),
-            None => self.ask(version, turn, request).await,
+            None => self.ask(version, turn, request),
         };
-        match (outcome, good) {
-            (Err(_), Some(good)) => Ok(old(good)),
-            (outcome, _) => outcome.map(|value| Token {
-                value,
-                is_new: true,
-            }),
+        if let Some(good) = good {
+            return Ok(old(good));
         }
+        let told = asking?.await.unwrap_or_else(|_| Err(SEALED.into()));
+        let value = told.map_err(Failure::Token)?;
+        Ok(Token {
+            value,
+            is_new: true,
+        })
     }
 
     /// Forgets a token that the upstream refused. Whether another is worth a try.
@@ -145,27 +147,24 @@ impl Tokens {
         }
     }
 
-    async fn ask(
+    /// Has a token asked for, whoever waits for it.
+    fn ask(
         self: &Arc<Self>,
         version: &Arc<str>,
         turn: OwnedMutexGuard<()>,
         request: impl FnOnce(Option<Arc<Block>>) -> Result<TokenRequest, Failure>,
-    ) -> Result<Arc<Block>, Failure> {
+    ) -> Result<JoinHandle<Result<Arc<Block>, Arc<str>>>, Failure> {
         let request = request(self.refresh(version))?;
         let (tokens, of) = (Arc::clone(self), Arc::clone(version));
-        let asking = {
-            // Under the lock, so that it is known before it can end, and before a seal.
-            let mut state = self.state();
-            let asking = tokio::spawn(async move {
-                let _turn = turn;
-                let given = request.send().await;
-                tokens.took(of, given)
-            });
-            state.asking = Some(asking.abort_handle());
-            asking
-        };
-        let told = asking.await.unwrap_or_else(|_| Err(SEALED.into()));
-        told.map_err(Failure::Token)
+        // Under the lock, so that it is known before it can end, and before a seal.
+        let mut state = self.state();
+        let asking = tokio::spawn(async move {
+            let _turn = turn;
+            let given = request.send().await;
+            tokens.took(of, given)
+        });
+        state.asking = Some(asking.abort_handle());
+        Ok(asking)
     }
 
     /// Keeps what was given.
