@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 const SEALED: &str = "the agent was sealed";
 
+/// The token that came, or why there is none, for all who wait.
+type Told = Result<Arc<Block>, Arc<str>>;
+
 /// The access token of one route.
 #[derive(Default)]
 pub struct Tokens {
@@ -153,7 +156,7 @@ impl Tokens {
         version: &Arc<str>,
         turn: OwnedMutexGuard<()>,
         request: impl FnOnce(Option<Arc<Block>>) -> Result<TokenRequest, Failure>,
-    ) -> Result<JoinHandle<Result<Arc<Block>, Arc<str>>>, Failure> {
+    ) -> Result<JoinHandle<Told>, Failure> {
         let request = request(self.refresh(version))?;
         let (tokens, of) = (Arc::clone(self), Arc::clone(version));
         // Under the lock, so that it is known before it can end, and before a seal.
@@ -168,11 +171,7 @@ impl Tokens {
     }
 
     /// Keeps what was given.
-    fn took(
-        &self,
-        version: Arc<str>,
-        given: Result<Given, Failure>,
-    ) -> Result<Arc<Block>, Arc<str>> {
+    fn took(&self, version: Arc<str>, given: Result<Given, Failure>) -> Told {
         let mut state = self.state();
         // Sealed meanwhile: nothing is kept.
         if state.asking.take().is_none() {
