@@ -89,14 +89,16 @@ def test_a_call_goes_on_once_an_operator_approves_of_it(agent):
     upstream = agent.upstream
     assert use(agent, "pay/balance").status == 200, "only what the route says waits"
     before = len(upstream.seen)
-    one = later(lambda: use(agent, "pay/payouts/1?x=2", "POST", b'{"amount": 7}'))
+    one = later(lambda: use(agent, "pay/payouts/1%3Fa?x=2", "POST", b'{"amount": 7}', X_Account="acct\x9b1", Cookie="mine"))
     two = later(lambda: use(agent, "pay/payouts/2", "POST", b"second\x1b[2J"))
     held = eventually(lambda: len(all := waiting(agent)) == 2 and all)
     by_path = {call["path"]: call for call in held}
-    first = by_path["/payouts/1?x=2"]
+    first = by_path["/payouts/1?a"]
+    assert first["query"] == "x=2" and ["x-account", "acct\ufffd1"] in first["headers"]
+    assert not {"cookie", "authorization", "host"} & {name for name, _ in first["headers"]}
     assert (first["bot"], first["route"], first["method"], first["body"]) == ("caller", "pay", "POST", '{"amount": 7}')
     listed = agent.ops("approve").stdout
-    assert f'{first["id"]}  caller wants POST of pay: /payouts/1?x=2' in listed and '{"amount": 7}' in listed
+    assert f'{first["id"]}  caller wants POST of pay: /payouts/1?a, ' in listed and "\n    ?x=2\n" in listed and '{"amount": 7}' in listed
     assert "\x1b" not in listed and "second\\u{1b}[2J" in listed
     assert len(upstream.seen) == before, "nothing has left"
     assert agent.ops("approve", first["id"]).stdout.strip() == f'approved {first["id"]}'
@@ -115,7 +117,7 @@ def test_a_call_goes_on_once_an_operator_approves_of_it(agent):
     assert (waits["decision"], waits["waits_for"]) == ("info", "approve")
     assert (used["decision"], used["approved_by"]) == ("allow", 0)
     approved = agent.records(event="admin.approved")[-2]
-    assert (approved["approved"], approved["of"], approved["path"]) == (first["id"], "caller", "/payouts/1")
+    assert (approved["approved"], approved["of"], approved["path"]) == (first["id"], "caller", "/payouts/1?a")
     assert waits["seq"] < approved["seq"] < used["seq"] and approved["peer"]["uid"] == 0
 
 

@@ -18,7 +18,7 @@ impl AdminServer {
             .map(|(id, call, waited)| {
                 json!({
                     "id": id, "bot": call.bot, "route": call.route, "method": call.method, "path": call.path,
-                    "body": call.body, "seconds": waited.as_secs(),
+                    "query": call.query, "headers": call.headers, "body": call.body, "seconds": waited.as_secs(),
                 })
             })
             .collect();
@@ -32,13 +32,12 @@ impl AdminServer {
         let Some(call) = routes.approvals().get(wanted) else {
             return gone();
         };
-        let path = call.path.split('?').next().unwrap_or_default();
         let about = extra(&[
             ("approved", json!(wanted)),
             ("of", json!(call.bot)),
             ("route", json!(call.route)),
             ("method", json!(call.method)),
-            ("path", json!(path)),
+            ("path", json!(call.path)),
         ]);
         let entry = Entry {
             extra: Some(&about),

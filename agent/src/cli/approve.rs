@@ -1,5 +1,7 @@
 //! `keyhatchd approve`: the calls that wait for an operator, and letting one go on.
 
+use std::fmt::Write;
+
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::Value as Json;
@@ -40,10 +42,20 @@ pub fn approve(args: &Args) -> u8 {
     admin::finish(answer, args.json, |_| format!("approved {id}"))
 }
 
-/// What a bot asks for. It chose the path and the body.
+/// What a bot asks for. It chose the path, the query, the headers and the body.
 fn lines(call: &Json) -> String {
     let word = |key: &str| safe(call[key].as_str().unwrap_or_default());
     let seconds = call["seconds"].as_u64().unwrap_or_default();
+    let query = match call["query"].as_str() {
+        Some(query) => format!("\n    ?{}", safe(query)),
+        None => String::new(),
+    };
+    let mut headers = String::new();
+    for header in call["headers"].as_array().into_iter().flatten() {
+        let part = |at: usize| safe(header[at].as_str().unwrap_or_default());
+        // Writing to a string does not fail.
+        let _ = write!(headers, "\n    {}: {}", part(0), part(1));
+    }
     let body = match call["body"].as_str() {
         Some("") => String::new(),
         Some(body) => {
@@ -54,7 +66,7 @@ fn lines(call: &Json) -> String {
         None => "\n    with a body that is not here yet".to_owned(),
     };
     format!(
-        "{}  {} wants {} of {}: {}, for {seconds} s{body}",
+        "{}  {} wants {} of {}: {}, for {seconds} s{query}{headers}{body}",
         word("id"),
         word("bot"),
         word("method"),

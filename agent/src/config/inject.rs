@@ -194,9 +194,7 @@ fn check_signed(all: &[Inject], value: &Value<'_>, report: &mut Report) {
     let is_amz = |name: &HeaderName| name.as_str().starts_with("x-amz-");
     let is_signed = |inject: &Inject| match inject {
         Inject::Query { .. } => true,
-        Inject::Header { name, .. } => is_amz(name),
-        Inject::Hmac(hmac) => hmac.headers().any(is_amz),
-        _ => false,
+        other => other.headers().iter().any(is_amz),
     };
     if all.iter().any(|inject| matches!(inject, Inject::SigV4(_)))
         && let Some(other) = all.iter().find(|inject| is_signed(inject))
@@ -209,15 +207,27 @@ fn check_signed(all: &[Inject], value: &Value<'_>, report: &mut Report) {
 }
 
 impl Inject {
+    /// The headers that it fills.
+    #[must_use]
+    pub fn headers(&self) -> Vec<HeaderName> {
+        match self {
+            Self::Header { name, .. } => vec![name.clone()],
+            Self::Basic { .. } | Self::SigV4(_) | Self::OAuth2(_) => vec![AUTHORIZATION],
+            Self::Hmac(hmac) => hmac.headers().cloned().collect(),
+            Self::Query { .. } | Self::Mtls => Vec::new(),
+        }
+    }
+
     /// What of a request it fills, for messages.
     fn places(&self) -> Vec<String> {
-        let header = |name: &HeaderName| format!("header {:?}", name.as_str());
         match self {
-            Self::Header { name, .. } => vec![header(name)],
             Self::Query { name, .. } => vec![format!("query parameter {name:?}")],
-            Self::Basic { .. } | Self::SigV4(_) | Self::OAuth2(_) => vec![header(&AUTHORIZATION)],
-            Self::Hmac(hmac) => hmac.headers().map(header).collect(),
             Self::Mtls => vec!["a client certificate".into()],
+            other => {
+                let headers = other.headers();
+                let header = |name: &HeaderName| format!("header {:?}", name.as_str());
+                headers.iter().map(header).collect()
+            }
         }
     }
 }

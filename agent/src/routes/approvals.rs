@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hyper::header::HeaderName;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use super::exchange::Outgoing;
+use super::{Route, headers};
+use crate::config::Inject;
 
 /// How many calls of one bot wait at most, and how many in all.
 const OF_BOT: usize = 16;
@@ -24,10 +29,41 @@ pub struct ToApprove {
     pub route: String,
     /// The method.
     pub method: String,
-    /// The path, and the query with it.
+    /// The path, decoded.
     pub path: String,
+    /// The query, as it was written.
+    pub query: Option<String>,
+    /// The bot's headers that go on, by name.
+    pub headers: Vec<(String, String)>,
     /// The body, where it is here already.
     pub body: Option<String>,
+}
+
+impl Route {
+    /// A call of a bot's, with `body` where it is here.
+    #[must_use]
+    pub fn to_approve(&self, bot: &str, outgoing: &Outgoing, body: Option<&[u8]>) -> ToApprove {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let injected: Vec<HeaderName> = self
+            .config
+            .inject
+            .iter()
+            .flat_map(Inject::headers)
+            .collect();
+        let headers = headers::to_upstream(&outgoing.headers, &injected);
+        let headers = headers.iter();
+        ToApprove {
+            bot: bot.to_owned(),
+            route: self.name().to_owned(),
+            method: outgoing.method.to_string(),
+            path: outgoing.target.path.clone(),
+            query: outgoing.target.query.clone(),
+            headers: headers
+                .map(|(name, value)| (name.to_string(), text(value.as_bytes())))
+                .collect(),
+            body: body.map(text),
+        }
+    }
 }
 
 struct Waiting {
@@ -118,6 +154,8 @@ mod tests {
             route: "r".into(),
             method: "POST".into(),
             path: "/".into(),
+            query: None,
+            headers: Vec::new(),
             body: None,
         }
     }

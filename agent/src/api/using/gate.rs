@@ -16,7 +16,7 @@ use crate::api::id::RequestId;
 use crate::api::io::Using;
 use crate::api::surface::Surface;
 use crate::audit::{self, Event, extra};
-use crate::routes::{Failure, Limit, Outgoing, Progress, Route, ToApprove, Turn, Upload};
+use crate::routes::{Failure, Limit, Outgoing, Progress, Route, Turn, Upload};
 
 /// A body, and what was found about the call.
 pub struct Gate {
@@ -132,15 +132,7 @@ impl Gate {
             // It is refused for that.
             _ => return Ok(()),
         };
-        let call = asked.call();
-        let query = asked.outgoing.target.query.as_deref();
-        let shown = ToApprove {
-            bot: bot.to_owned(),
-            route: call.route.to_owned(),
-            method: call.method.to_owned(),
-            path: query.map_or_else(|| call.path.to_owned(), |q| format!("{}?{q}", call.path)),
-            body: body.map(|body| String::from_utf8_lossy(body).into_owned()),
-        };
+        let shown = route.to_approve(bot, &asked.outgoing, body);
         let approvals = Arc::clone(connection.context.routes.load().approvals());
         let Some(held) = approvals.hold(id.as_str(), shown) else {
             self.found.barred = Some(Limit::waits());
@@ -149,7 +141,7 @@ impl Gate {
         record(connection, bound, id, asked)?;
         tracing::info!(
             id = id.as_str(),
-            route = call.route,
+            route = route.name(),
             "a call waits for keyhatchd approve"
         );
         let patience = route.patience();
