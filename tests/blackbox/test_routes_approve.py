@@ -270,8 +270,13 @@ def test_route_try_shows_what_would_be_sent_and_sends_nothing(agent):
     assert "once an operator approves" in tries("pay", "/payouts/1", "--method", "POST")[1]
     assert tries("pay", "/../x")[0] == tries("none", "/x")[0] == 2
     config = agent.dir / "try.toml"
-    config.write_text(agent.config.read_text().replace('allow = ["* /**"]', 'allow = ["GET /only"]'))
+    signed = route("aws", "https://s3.test", '{ sigv4 = { region = "eu-west-1", service = "s3" } }')
+    config.write_text(agent.config.read_text().replace('allow = ["* /**"]', 'allow = ["GET /only"]') + signed)
     config.chmod(0o600)
+    done = agent.verb("route", "try", "--config", config, "aws", "/b/a+b?X-Amz-Signature=mine&list-type=2",
+                      "--header", "X-Amz-Security-Token: mine", "--header", "X-Amz-Acl: private")
+    assert done.stdout.startswith("GET /b/a%2Bb?list-type=2 HTTP/1.1\n"), "as AWS wants it"
+    assert "x-amz-acl: private" in done.stdout and "mine" not in done.stdout
     done = agent.verb("route", "try", "--config", config, "pay", "/else", check=False)
     assert done.returncode == 77 and "denied, no_grant, by " in done.stdout
     assert KEY not in said and len(agent.upstream.seen) == before

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use hyper::header::HeaderName;
 
 use super::exchange::Outgoing;
-use super::{headers, path};
+use super::{headers, path, sigv4};
 use crate::config::{self, Inject, Part, Piece, SigV4, Template};
 
 /// Stands where the credential would.
@@ -25,23 +25,20 @@ struct Written {
 pub fn preview(route: &config::Route, outgoing: &Outgoing) -> String {
     let mut written = Written::default();
     route.inject.iter().for_each(|inject| written.add(inject));
-    let mut out = format!("{} {}", outgoing.method, outgoing.target.encoded());
-    let is_injected = |name: &str| written.query.iter().any(|(own, _)| own == name);
-    let own = outgoing.target.query_without(is_injected);
-    let own = Some(own).filter(|own| !own.is_empty());
-    let injected = written.query.iter().map(|(name, value)| {
-        let mut text = String::new();
-        name.bytes()
-            .for_each(|byte| path::escape_reserved(byte, &mut text));
-        format!("{text}={value}")
-    });
-    let query: Vec<String> = own.into_iter().chain(injected).collect();
-    if !query.is_empty() {
-        let _ = write!(out, "?{}", query.join("&"));
-    }
+    let signs = |inject: &Inject| matches!(inject, Inject::SigV4(_));
+    let is_signed = route.inject.iter().any(signs);
+    let target = if is_signed {
+        sigv4::target(outgoing)
+    } else {
+        written.target(outgoing)
+    };
+    let mut out = format!("{} {target}", outgoing.method);
     let _ = writeln!(out, " HTTP/1.1\nhost: {}", route.upstream.authority());
     let names = written.headers.iter();
-    let names: Vec<HeaderName> = names.filter_map(|(name, _)| name.parse().ok()).collect();
+    let mut names: Vec<HeaderName> = names.filter_map(|(name, _)| name.parse().ok()).collect();
+    if is_signed {
+        names.extend(sigv4::OF_SIGNATURES.iter().cloned());
+    }
     for (name, value) in &headers::to_upstream(&outgoing.headers, &names) {
         let _ = writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
     }
@@ -55,6 +52,26 @@ pub fn preview(route: &config::Route, outgoing: &Outgoing) -> String {
 }
 
 impl Written {
+    /// Path and query, with the injected parameters last.
+    fn target(&self, outgoing: &Outgoing) -> String {
+        let is_injected = |name: &str| self.query.iter().any(|(own, _)| own == name);
+        let own = outgoing.target.query_without(is_injected);
+        let own = Some(own).filter(|own| !own.is_empty());
+        let injected = self.query.iter().map(|(name, value)| {
+            let mut text = String::new();
+            name.bytes()
+                .for_each(|byte| path::escape_reserved(byte, &mut text));
+            format!("{text}={value}")
+        });
+        let query: Vec<String> = own.into_iter().chain(injected).collect();
+        let path = outgoing.target.encoded();
+        if query.is_empty() {
+            path
+        } else {
+            format!("{path}?{}", query.join("&"))
+        }
+    }
+
     fn add(&mut self, inject: &Inject) {
         match inject {
             Inject::Header { name, value } => self.header(name.as_str(), filled(value)),

@@ -193,7 +193,7 @@ fn credentials(keys: &Keys<'_>) -> Result<Credentials, Failure> {
 }
 
 /// The path and query in the one form that AWS signs: everything escaped that may be.
-fn target(outgoing: &Outgoing) -> String {
+pub fn target(outgoing: &Outgoing) -> String {
     let mut text = outgoing.target.escaped();
     let is_of_signature = |name: &str| OF_PRESIGNED.contains(&name.to_ascii_lowercase().as_str());
     let query = outgoing.target.escaped_query_without(is_of_signature);
