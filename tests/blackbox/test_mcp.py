@@ -87,6 +87,10 @@ def test_a_route_is_called_with_a_key_that_is_not_told(place):
         seen = place.upstream.last()
         assert (seen.line, seen.body, seen.headers["x-kept"]) == ("POST /echo/x?a=1 HTTP/1.1", b'{"n":1}', "yes")
         assert (seen.headers["authorization"], seen.headers["content-type"]) == (f"Bearer {KEY}", "application/json")
+        for framing in [{"Content-Length": "1"}, {"Content-Length": "300"}, {"Transfer-Encoding": "gzip", "Connection": "upgrade", "Upgrade": "x"}]:
+            # What a model says of the body's length counts for nothing.
+            await call("call_route", route="api", path="/echo/x", method="POST", body="whole", headers=framing)
+            assert place.upstream.last().body == b"whole"
         assert answer["status"] == 200 and answer["headers"]["keyhatch-route"] == "api"
         assert "Bearer ****" in answer["body"]
         missing = await call("call_route", route="api", path="/status?code=404")

@@ -116,6 +116,19 @@ impl Route {
         head.uri = self.target(&head.uri)?;
         let host = HeaderValue::from_static("keyhatch");
         head.headers.insert(header::HOST, host);
+        // How a body ends is said by who sends it; a length that is announced counts only where none is known.
+        for name in [
+            header::TRANSFER_ENCODING,
+            header::CONNECTION,
+            header::UPGRADE,
+        ] {
+            head.headers.remove(name);
+        }
+        if head.headers.contains_key(header::CONTENT_LENGTH)
+            && let Some(length) = body.size_hint().exact()
+        {
+            head.headers.insert(header::CONTENT_LENGTH, length.into());
+        }
         let body = body.map_err(Into::into).boxed_unsync();
         Ok(Request::from_parts(head, body))
     }
