@@ -245,6 +245,19 @@ class Open:
         self.process.communicate(timeout=20)
 
 
+def test_each_request_in_a_tunnel_is_read_strictly(place):
+    run = Open(place)
+    try:
+        basic = base64.b64encode(f"keyhatch:{run.token}".encode()).decode()
+        begin = f"CONNECT 127.0.0.1:{place.clear.port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {basic}\r\n\r\n"
+        loose, before = "GET /echo HTTP/1.1\nHost: x\n\n", len(place.clear.seen)
+        for first in ["", "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"]:
+            said = run.raw((begin + first + loose).encode())
+            assert said.count(b"HTTP/1.1 ") == 1 + bool(first) and len(place.clear.seen) == before, said
+    finally:
+        run.end()
+
+
 def test_nobody_else_uses_it_and_nothing_of_it_is_left(place, tmp_path):
     run = Open(place)
     try:

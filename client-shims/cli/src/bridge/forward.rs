@@ -268,9 +268,10 @@ enum Failed {
 /// Whether what follows a request was not looked at, so that its answer has to be the last.
 pub fn is_last(request: &Request<Incoming>) -> bool {
     let unseen = [header::TRANSFER_ENCODING, header::UPGRADE];
-    unseen
-        .iter()
-        .any(|name| request.headers().contains_key(name))
+    request.method() == Method::CONNECT
+        || unseen
+            .iter()
+            .any(|name| request.headers().contains_key(name))
 }
 
 /// An answer that is the last of its connection.
