@@ -160,14 +160,16 @@ def test_git_clones_over_https(place, tmp_path):
 
 
 def test_what_is_in_clear_and_large_bodies(place):
-    script = (f"curl -sS {place.clear.address}/echo; curl -sS {place.plain.address}/echo/x?y=1 -d hello; "
+    own = "-H 'Connection: x-own' -H 'X-Own: 1'"
+    script = (f"curl -sS {own} {place.clear.address}/echo; curl -sS {own} {place.plain.address}/echo/x?y=1 -d hello; "
               f'large="$(mktemp)"; head -c 20000000 /dev/zero > "$large"; curl -sS -T "$large" {place.known.address}/upload; rm "$large"; '
               f"curl -sS {place.known.address}/download?bytes=20000000 | wc -c")
     done = place.run("sh", "-c", script)
     assert place.clear.last().headers["authorization"] == f"Bearer {KEY}"
     plain = place.plain.last()
     assert (plain.line, plain.body) == ("POST /echo/x?y=1 HTTP/1.1", b"hello")
-    assert not {"authorization", "proxy-authorization"} & set(plain.headers)
+    assert not {"authorization", "proxy-authorization", "x-own"} & set(plain.headers)
+    assert "x-own" not in place.clear.last().headers, "what is for one connection ends with it"
     assert plain.headers["host"] == place.plain.address.split("//")[1]
     digest = subprocess.run("head -c 20000000 /dev/zero | sha256sum", shell=True, capture_output=True, text=True).stdout.split()[0]
     assert digest in done.stdout and done.stdout.endswith("20000000\n"), done
