@@ -215,6 +215,15 @@ def test_which_routes_are_served_is_the_policys_and_the_callers_to_say(place):
     assert told == [{"name": "clear", "upstream": place.clear.address}, {"name": "known", "upstream": place.known.address}]
 
 
+def test_base_urls_and_the_proxy_beside_each_other(place):
+    before = len(place.known.seen)
+    script = f'curl -sS "$KNOWN_BASE_URL/echo"; curl -sS {place.known.address}/echo; echo "[$NO_PROXY$no_proxy]"'
+    done = place.run("sh", "-c", script, options=["--proxy", "--only-routes", "--route", "KNOWN_BASE_URL=known"],
+                     NO_PROXY="localhost,127.0.0.1", no_proxy="*")
+    assert done.stdout.endswith("[]\n"), done
+    assert [seen.headers.get("authorization") for seen in place.known.seen[before:]] == [f"Bearer {KEY}"] * 2, done
+
+
 class Open:
     """A run that stays: its variables, and what others ask of its proxy."""
 

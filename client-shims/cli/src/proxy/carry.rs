@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Carrier {
     pub token: Token,
     pub routes: HashMap<Server, Certified>,
     pub only_routes: bool,
+    /// Where routes are reached by base URL.
+    pub bridge: Option<SocketAddr>,
 }
 
 /// What a connection becomes after `CONNECT`.
@@ -166,7 +169,10 @@ impl Carrier {
 
     /// A connection to a host that no route leads to.
     async fn reach(&self, server: &Server) -> Result<TcpStream, Refused> {
-        if self.only_routes {
+        let is_bridge = |bridge: SocketAddr| {
+            server.host == bridge.ip().to_string() && server.port == bridge.port()
+        };
+        if self.only_routes && !self.bridge.is_some_and(is_bridge) {
             return Err((StatusCode::FORBIDDEN, NO_ROUTE));
         }
         let connecting = TcpStream::connect((server.host.as_str(), server.port));

@@ -30,8 +30,14 @@ pub struct Beside {
     _trust: Trust,
 }
 
-/// Starts a proxy for the routes of those names, for all that we may use where none is named.
-pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Beside, Failure> {
+/// Starts a proxy for the routes of those names, for all that we may use where none is named. A bridge beside the same command
+/// is reached by it always.
+pub fn beside(
+    client: &Client,
+    named: &[String],
+    only_routes: bool,
+    bridge: Option<SocketAddr>,
+) -> Result<Beside, Failure> {
     let me = client
         .whoami()
         .map_err(|error| Failure::Client("run: --proxy".into(), error))?;
@@ -49,6 +55,7 @@ pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Be
         token,
         routes,
         only_routes,
+        bridge,
     });
     bridge::start(move || {
         serve::serve(listener, address, move |stream| {
@@ -62,7 +69,7 @@ pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Be
 }
 
 impl Beside {
-    /// Adds the variables to those there are, whose exceptions from proxies stay.
+    /// Adds the variables to those there are, which stay.
     pub fn join(&self, others: &mut Vec<Variable>) {
         let new = self
             .variables
@@ -74,7 +81,7 @@ impl Beside {
 }
 
 /// Programs read the one or the other; Node reads neither unless told. What was to go around a proxy comes to this one,
-/// too, which passes it on.
+/// too, which passes it on: an exception for the bridge would be one for all of loopback, since not every program takes a port there.
 fn leading(url: &Zeroizing<String>) -> Vec<Variable> {
     let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
     let mut variables: Vec<_> = proxies.map(|name| Variable::plain(name, url)).into();
