@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -222,6 +223,19 @@ def test_base_urls_and_the_proxy_beside_each_other(place):
                      NO_PROXY="localhost,127.0.0.1", no_proxy="*")
     assert done.stdout.endswith("[]\n"), done
     assert [seen.headers.get("authorization") for seen in place.known.seen[before:]] == [f"Bearer {KEY}"] * 2, done
+
+
+def test_nobody_is_trusted_who_was_not_trusted_before(place):
+    count = 'for file in "$REQUESTS_CA_BUNDLE" "$CURL_CA_BUNDLE" "$GIT_SSL_CAINFO"; do grep -c BEGIN "$file"; done; dirname "$CURL_CA_BUNDLE"'
+    one, system = str(place.trusted), {"SSL_CERT_FILE": "/dev/null"}
+    done = place.run("sh", "-c", count, CURL_CA_BUNDLE=one, XDG_RUNTIME_DIR="/proc", **system)
+    assert done.stdout.split()[:3] == ["2", "2", "1"], done
+    assert done.stdout.split()[3].startswith(tempfile.gettempdir()), "a folder that cannot be written is not insisted on"
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"):
+        for path in ("/nonexistent/private.pem", "/etc"):
+            done = place.run("true", **{name: path})
+            assert done.returncode == 1 and name in done.stderr and path in done.stderr, done
+    assert place.run("true", NODE_EXTRA_CA_CERTS="/nonexistent").returncode == 0, "as Node takes it"
 
 
 class Open:

@@ -9,9 +9,7 @@ mod carry;
 mod destinations;
 mod trust;
 
-use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyhatch::blocking::Client;
@@ -44,8 +42,7 @@ pub fn beside(
     let routes = destinations::chosen(me.routes, named)?;
     let (certificate, routes) = authority::certify(routes)
         .map_err(|why| Failure::failed(format!("run: --proxy: no certificates: {why}")))?;
-    let trust = Trust::write(&certificate)
-        .map_err(|cause| Failure::failed(format!("run: --proxy: cannot write: {cause}")))?;
+    let trust = Trust::write(&certificate)?;
     let (listener, address) = bridge::listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let token = Token::fresh()?;
     let mut variables = leading(&token.proxy_url(address));
@@ -88,12 +85,4 @@ fn leading(url: &Zeroizing<String>) -> Vec<Variable> {
     variables.extend(["NO_PROXY", "no_proxy"].map(|name| Variable::plain(name, "")));
     variables.push(Variable::plain("NODE_USE_ENV_PROXY", "1"));
     variables
-}
-
-/// Where files for this run alone may lie.
-fn runtime_folder() -> PathBuf {
-    env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_dir())
-        .unwrap_or_else(env::temp_dir)
 }
