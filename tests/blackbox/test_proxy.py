@@ -283,6 +283,28 @@ def test_each_request_in_a_tunnel_is_read_strictly(place):
         run.end()
 
 
+def test_tunnels_to_hosts_leave_room_for_routes(place):
+    run = Open(place)
+    basic = base64.b64encode(f"keyhatch:{run.token}".encode()).decode()
+
+    def tunnel(port):
+        sock = socket.create_connection(run.address, timeout=20)
+        sock.sendall(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {basic}\r\n\r\n".encode())
+        return sock.recv(12), sock
+
+    def act():
+        tunnels = [tunnel(place.plain.port) for _ in range(193)]
+        return [status for status, _ in tunnels], tunnel(place.clear.port)[0]
+
+    try:
+        statuses, by_route = as_user(ALICE, act)
+        assert (statuses.count(b"HTTP/1.1 200"), statuses[-1], by_route) == (192, b"HTTP/1.1 503", b"HTTP/1.1 200")
+        # Those are gone with who had them.
+        eventually(lambda: as_user(ALICE, lambda: tunnel(place.plain.port)[0]) == b"HTTP/1.1 200")
+    finally:
+        run.end()
+
+
 def test_nobody_else_uses_it_and_nothing_of_it_is_left(place, tmp_path):
     run = Open(place)
     try:

@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use keyhatch::blocking::Client;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::bridge::{self, forward::Agent, serve, token::Token};
@@ -53,6 +54,7 @@ pub fn beside(
         routes,
         only_routes,
         bridge,
+        places: Arc::new(Semaphore::new(carry::MAX_HOSTS)),
     });
     bridge::start(move || {
         serve::serve(listener, address, move |stream| {
