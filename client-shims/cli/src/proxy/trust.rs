@@ -68,7 +68,7 @@ impl Trust {
 
     fn add(&mut self, name: &str, before: &[u8], own: &str) -> Result<(), Failure> {
         let path = self.folder.join(name.to_ascii_lowercase() + ".pem");
-        write(&path, &[before, b"\n", own.as_bytes()]).map_err(|cause| unwritten(&path, cause))?;
+        write(&path, &[before, b"\n", own.as_bytes()]).map_err(|cause| unwritten(&path, &cause))?;
         self.variables
             .push(Variable::plain(name, &path.to_string_lossy()));
         Ok(())
@@ -102,12 +102,12 @@ fn folder() -> Result<PathBuf, Failure> {
     let made = runtime.and_then(|folder| mkdtemp(&Path::new(&folder).join(name)).ok());
     let temporary = env::temp_dir();
     made.map_or_else(
-        || mkdtemp(&temporary.join(name)).map_err(|cause| unwritten(&temporary, cause.into())),
+        || mkdtemp(&temporary.join(name)).map_err(|cause| unwritten(&temporary, &cause.into())),
         Ok,
     )
 }
 
-fn unwritten(path: &Path, cause: io::Error) -> Failure {
+fn unwritten(path: &Path, cause: &io::Error) -> Failure {
     let path = path.display();
     Failure::failed(format!("run: --proxy: cannot write {path}: {cause}"))
 }
