@@ -31,12 +31,16 @@ const MOST: u64 = 256;
 /// How far the log may be ahead of the key's file, which is written once a second where it can be.
 const AHEAD: u64 = 1 << 20;
 
+/// What tells one file from another: the inode, which alone may be that of a file that is gone, and when its
+/// content was written, which unlike the inode's own change a link leaves alone.
+type Mark = (u64, i64, i64);
+
 /// The file with the key of the next checkpoint.
 #[derive(Debug)]
 pub(super) struct KeyFile {
     path: PathBuf,
-    /// The inode that was read or written last: another one is a new key.
-    seen: Option<u64>,
+    /// The file that was read or written last: another one is a new key.
+    seen: Option<Mark>,
     /// The key and the number of its checkpoint that the file has.
     has: Option<(String, u64)>,
 }
@@ -52,26 +56,27 @@ impl KeyFile {
 
     /// The key, where the file is another one than that of the last look.
     fn look(&mut self) -> Result<Option<Ratchet>, FileError> {
-        let inode = self.inode();
-        if inode.is_none() || inode == self.seen {
+        let mark = self.mark();
+        if mark.is_none() || mark == self.seen {
             return Ok(None);
         }
         // Whatever is wrong with it is told once.
-        self.seen = inode;
+        self.seen = mark;
         let key = load_key(&self.path, Trust::own())?;
         self.has = key.as_ref().map(|key| (key.id().to_owned(), key.index()));
         Ok(key)
     }
 
-    fn inode(&self) -> Option<u64> {
-        fs::symlink_metadata(&self.path).ok().map(|meta| meta.ino())
+    fn mark(&self) -> Option<Mark> {
+        let meta = fs::symlink_metadata(&self.path).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec()))
     }
 
     /// Replaces the key; what the old file held is written over.
     fn store(&mut self, key: &Ratchet) -> io::Result<()> {
         let now = (key.id().to_owned(), key.index());
         // A file that someone else has put there is a new key, which the next look takes up.
-        if self.has.as_ref() == Some(&now) || self.inode().is_some_and(|is| Some(is) != self.seen) {
+        if self.has.as_ref() == Some(&now) || self.mark().is_some_and(|is| Some(is) != self.seen) {
             return Ok(());
         }
         let old = OpenOptions::new()
@@ -79,7 +84,7 @@ impl KeyFile {
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(&self.path);
         files::replace(&self.path, text(key).as_bytes())?;
-        (self.seen, self.has) = (self.inode(), Some(now));
+        (self.seen, self.has) = (self.mark(), Some(now));
         let Ok(old) = old else { return Ok(()) };
         let len = old.metadata()?.len().min(MOST);
         old.write_all_at(&vec![0; usize::try_from(len).unwrap_or(0)], 0)?;
@@ -221,6 +226,13 @@ pub(super) fn open(
 }
 
 impl Writer {
+    /// Seals with that key from now on; where it is an older state of the one that is held, with that.
+    fn take_key(&mut self, key: Ratchet) {
+        if self.key.as_ref().is_none_or(|held| held.id() != key.id()) {
+            self.key = Some(key);
+        }
+    }
+
     /// Seals all records so far, where there is a key and something that it has not sealed.
     pub(super) fn checkpoint(&mut self) -> Result<(), Failure> {
         let Some(key) = self.key.as_mut().filter(|_| self.head.seq != self.sealed) else {
@@ -255,7 +267,7 @@ impl Inner {
     /// Writes a checkpoint where one is due, and takes up a key that is new.
     pub(super) fn seal_records(&self) -> Option<Ratchet> {
         match held(&self.key_file).as_mut()?.look() {
-            Ok(Some(key)) => self.writer().key = Some(key),
+            Ok(Some(key)) => self.writer().take_key(key),
             Ok(None) => {}
             Err(why) => tracing::warn!(%why, "no checkpoint can be sealed"),
         }
@@ -274,5 +286,36 @@ impl Inner {
         if let Some(Err(why)) = file.as_mut().map(|file| file.store(key)) {
             tracing::warn!(%why, "the key of the next checkpoint was not stored; an older one stays on disk");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::tests::Dir;
+    use super::*;
+
+    fn key(byte: u8) -> Ratchet {
+        Ratchet::start(Zeroizing::new([byte; 32]))
+    }
+
+    #[test]
+    fn a_new_key_in_the_inode_of_the_old_one_is_taken_up_and_not_written_over() {
+        let dir = Dir::new();
+        let path = dir.0.join("checkpoint.key");
+        begin(&path, &key(1), false).unwrap();
+        let mut file = KeyFile::new(&path);
+        let mut held = file.look().unwrap().unwrap();
+        held.forward();
+        file.store(&held).unwrap();
+        assert!(file.look().unwrap().is_none(), "it is what was stored");
+        // As where the old file is removed and the new one is given its inode.
+        fs::write(&path, text(&key(2)).as_bytes()).unwrap();
+        let later = SystemTime::now() + Duration::from_secs(1);
+        File::open(&path).unwrap().set_modified(later).unwrap();
+        held.forward();
+        file.store(&held).unwrap();
+        assert!(file.look().unwrap().unwrap().is(&key(2)));
     }
 }
