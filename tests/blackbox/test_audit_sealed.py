@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 
 import pytest
 
 from audit_log import POLICY, SMALL, packed, python_verify
-from harness import ALICE, CANARY, Agent, eventually
+from harness import ALICE, CANARY, KEYHATCHD, Agent, eventually
 from load import VALUES, Load, plain_bytes, raw_records, read_many, segments, unplain
 
 
@@ -197,6 +198,27 @@ def test_a_cut_end_is_named_by_the_key_that_the_host_holds(sealed, tmp_path):
     finally:
         shutil.rmtree(sealed.audit_dir)
         shutil.copytree(kept, sealed.audit_dir)
+
+
+def test_a_key_that_could_not_be_printed_is_no_success_and_no_output_ends_short_in_silence(sealed):
+    def full(*args):
+        with open("/dev/full", "w") as out:
+            argv = [KEYHATCHD, "audit", *args, "--config", sealed.config]
+            done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True)
+        return done.returncode, done.stderr
+
+    for verb in (["report"], ["report", "--html"], ["query"], ["query", "--csv"], ["tail"], ["verify"]):
+        code, said = full(*verb)
+        assert code == 1 and "cannot write to standard output" in said, (verb, code, said)
+    key = sealed.state / "checkpoint.key"
+    held = key.read_bytes()
+    try:
+        key.unlink()
+        code, said = full("keygen")
+        assert code == 1 and "is lost; run keygen again with --replace" in said
+    finally:
+        key.write_bytes(held)
+        key.chmod(0o600)
 
 
 def test_killed_at_any_time_an_honest_log_stays_whole_and_is_sealed_on():

@@ -1,6 +1,6 @@
 //! `keyhatchd audit`: reading the audit log. It works on the files, with or without a running daemon.
 
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -196,15 +196,17 @@ impl At {
 
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
     let color = colored();
+    let mut said = Ok(());
     audit::tail(dir, args.follow, args.lines, |record| {
         let line = match args.format {
             Some(format) => format.line(record),
             None if args.json => record.line.clone(),
             None => audit::format_line(record, color),
         };
-        say(&line)
+        said = say(&line);
+        said.is_ok()
     })?;
-    Ok(0)
+    Ok(printed(said, 0))
 }
 
 fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
@@ -224,16 +226,15 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
     };
     let color = colored();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    if args.csv {
-        let _ = writeln!(out, "{HEADER}");
-    }
+    let mut said = if args.csv {
+        writeln!(out, "{HEADER}")
+    } else {
+        Ok(())
+    };
     audit::lines(dir, &filter, |line| {
-        // Who reads may have gone.
         if args.json {
-            return out
-                .write_all(line)
-                .and_then(|()| out.write_all(b"\n"))
-                .is_ok();
+            said = out.write_all(line).and_then(|()| out.write_all(b"\n"));
+            return said.is_ok();
         }
         let Some(record) = Record::parse(line) else {
             return true;
@@ -243,10 +244,10 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
             None if args.csv => csv(&record),
             None => audit::format_line(&record, color),
         };
-        writeln!(out, "{text}").is_ok()
+        said = writeln!(out, "{text}");
+        said.is_ok()
     })?;
-    let _ = out.flush();
-    Ok(0)
+    Ok(printed(said.and_then(|()| out.flush()), 0))
 }
 
 /// The columns of comma-separated values.
@@ -259,10 +260,22 @@ fn colored() -> bool {
     std::io::stdout().is_terminal() && !unwanted
 }
 
-/// Prints a line; false once nobody reads any more.
-pub(super) fn say(line: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+/// Prints a line.
+pub(super) fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush())
+}
+
+/// The exit code once something was `said`, else what failed. Who reads may have gone, as `head` does, which is
+/// no failure.
+pub(super) fn printed(said: io::Result<()>, code: u8) -> u8 {
+    match said {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => fail(
+            exit::FAILED,
+            format!("cannot write to standard output: {why}"),
+        ),
+        _ => code,
+    }
 }
 
 fn csv(record: &Record) -> String {

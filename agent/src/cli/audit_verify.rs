@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::audit::{At, say};
+use super::audit::{At, printed, say};
 use super::{exit, fail};
 use crate::audit::{self, Hash, Head, KEY_FILE, Ratchet, Report, Sealing};
 use crate::files::Trust;
@@ -97,13 +97,13 @@ fn show(report: &Report, args: &Verify) -> u8 {
         Some(head) => format!("{}:{}", head.seq, head.hash),
         None => "0:".to_owned(),
     };
-    if args.json {
+    let said = if args.json {
         let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
         say(&serde_json::json!({
             "whole": report.is_whole(), "segments": report.segments, "records": report.records,
             "head": head, "sealed": report.sealed, "bad": bad,
         })
-        .to_string());
+        .to_string())
     } else if report.is_whole() {
         let (records, segments) = (report.records, report.segments);
         let sealed = report
@@ -112,11 +112,12 @@ fn show(report: &Report, args: &Verify) -> u8 {
         let sealed = sealed.unwrap_or_default();
         say(&format!(
             "{records} records in {segments} segments, whole; head {head}{sealed}"
-        ));
+        ))
     } else {
         report.bad.iter().for_each(|bad| eprintln!("{bad}"));
-    }
-    if report.is_whole() { 0 } else { exit::FAILED }
+        Ok(())
+    };
+    printed(said, if report.is_whole() { 0 } else { exit::FAILED })
 }
 
 pub fn keygen(args: &Keygen) -> u8 {
@@ -150,7 +151,14 @@ pub fn keygen(args: &Keygen) -> u8 {
             fail(exit::FAILED, format!("cannot make {path}: {why}"))
         };
     }
-    say(&key.reveal());
+    if let Err(why) = say(&key.reveal()) {
+        return fail(
+            exit::FAILED,
+            format!(
+                "the key could not be printed ({why}) and is lost; run keygen again with --replace"
+            ),
+        );
+    }
     if io::stderr().is_terminal() {
         eprintln!(
             "Keep this key off this host; it is not shown again. The daemon begins to seal within a second."
