@@ -39,6 +39,7 @@ pub(super) struct Tally {
     denied: HashMap<(String, Option<String>, String), Denied>,
     pairs: usize,
     rotated: HashMap<String, String>,
+    /// Each with the first records that it points to.
     alerts: BTreeMap<u64, (Alert, Vec<u64>)>,
     heat: HashMap<String, Vec<u64>>,
     hours: HashMap<String, [u64; 3]>,
@@ -268,9 +269,10 @@ impl Tally {
             bot: record.bot.clone(),
             says: sentence(&record),
             evidence: Vec::new(),
-            evidence_count: 0,
+            evidence_count: evidence.clone().count(),
         };
-        keep_newest(&mut self.alerts, record.seq, (alert, evidence.collect()));
+        let shown = evidence.take(EVIDENCE).collect();
+        keep_newest(&mut self.alerts, record.seq, (alert, shown));
     }
 
     fn happened_in_full(&mut self, seq: u64, line: &[u8]) {
@@ -370,7 +372,7 @@ impl Tally {
     /// The records that alerts point to.
     pub(super) fn evidence(&self) -> impl Iterator<Item = u64> {
         let alerts = self.alerts.values();
-        alerts.flat_map(|(_, seqs)| seqs.iter().copied().take(EVIDENCE))
+        alerts.flat_map(|(_, seqs)| seqs.iter().copied())
     }
 
     pub(super) fn used(&self) -> Used<'_> {
@@ -404,7 +406,6 @@ impl Tally {
         }
         let alerts = self.alerts.into_values().rev();
         let alerts = alerts.map(|(alert, seqs)| Alert {
-            evidence_count: seqs.len(),
             evidence: seqs
                 .iter()
                 .filter_map(|seq| evidence.get(seq).cloned())

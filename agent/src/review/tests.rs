@@ -135,6 +135,28 @@ fn names_that_a_peer_makes_up_are_bounded_and_counted() {
 }
 
 #[test]
+fn an_alert_that_points_to_one_record_many_times_shows_ten() {
+    let alert = read(2, "2026-02-27T00:00:00.000001Z", "a", "x", "info")
+        .replace("secret.read", "alert.name_scan")
+        .replace(
+            ",\"prev\"",
+            &format!(",\"evidence\":[{}1],\"prev\"", "1,".repeat(99)),
+        );
+    let mut tally = Tally::default();
+    tally.count(alert.as_bytes(), "");
+    let happened = Happened {
+        seq: 1,
+        time: String::new(),
+        says: String::new(),
+    };
+    let review = tally.into_review(&BTreeMap::from([(1, happened)]), &ask());
+    let [alert] = &review.alerts[..] else {
+        panic!("{:?}", review.alerts)
+    };
+    assert_eq!((alert.evidence.len(), alert.evidence_count), (10, 100));
+}
+
+#[test]
 fn shades_begin_with_one_and_end_with_the_most() {
     let shades = [0, 1, 50, 99, 100].map(|count| shade(count, 100, 6));
     assert_eq!(shades, [0, 1, 3, 5, 5]);
