@@ -72,6 +72,7 @@ def test_it_counts_what_the_records_say(agent):
 
 def test_since_leaves_out_what_is_older_and_rotations_count_however_old(agent):
     assert as_json(agent, "--since", "0s")["reads"] == []
+    assert as_json(agent, "--since", "1000y")["reads"] == as_json(agent)["reads"]
     stale = lambda *args: [u["secret"] for u in as_json(agent, *args)["unrotated"]]
     assert stale() == [], "the log is younger than that"
     assert stale("--rotate-within", "0s") == ["app/deep/key", "app/key", "app/trap"]

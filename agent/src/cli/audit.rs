@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 
@@ -321,9 +321,9 @@ fn csv_cell(text: &str) -> String {
 
 pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
-        return SystemTime::now()
-            .checked_sub(span)
-            .ok_or_else(|| "that is before time began".into());
+        // RFC 3339 is written from 1970 on; there is no record before.
+        let at = SystemTime::now().checked_sub(span);
+        return Ok(at.map_or(UNIX_EPOCH, |at| at.max(UNIX_EPOCH)));
     }
     humantime::parse_rfc3339_weak(text)
         .map_err(|_| "write 2026-01-31T12:00:00Z, or a span such as 2h".into())
