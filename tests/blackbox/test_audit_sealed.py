@@ -181,7 +181,19 @@ def test_a_cut_end_is_named_by_the_key_that_the_host_holds(sealed, tmp_path):
         first = json.loads(lines[keep])["seq"]
         done = verify(sealed, "--key", sealed.key, check=False)
         assert done.returncode == 1 and f"record {first}: cut" in done.stderr
-        assert "whole" in sealed.verb("audit", "verify", "--dir", sealed.audit_dir, "--key", sealed.key).stdout
+        alone = lambda: sealed.verb("audit", "verify", "--dir", sealed.audit_dir, "--key", sealed.key, check=False)
+        assert f"sealed up to record {first - 1}\n" in alone().stdout, "without the host's key the end is that checkpoint"
+        # Records that someone adds after it, the last one at the time of the checkpoint.
+        *_, path = segments(sealed.audit_dir)
+        kept_lines = plain_bytes(path).splitlines()
+        head = json.loads(kept_lines[-1])
+        forged = [kept_lines[-2], kept_lines[-2]]
+        add = lambda lines: unplain(path, b"".join(line + b"\n" for line in kept_lines + chain(lines, (head["seq"], head["hash"]))))
+        add(forged)
+        assert f"sealed up to record {first - 1}, not sealed after it: 2\n" in alone().stdout
+        time = json.loads(forged[0])["time"].encode()
+        add([forged[0].replace(time, b"2100" + time[4:]), forged[1]])
+        assert alone().returncode == 1 and f"record {first}: not sealed" in alone().stderr
         key = sealed.state / "checkpoint.key"
         held = key.read_text()
         magic, ident, index, value = held.split()

@@ -15,6 +15,8 @@ const NEXT: &[u8] = b"keyhatch-audit-next-key";
 const NAME: &[u8] = b"keyhatch-audit-key-id";
 
 const KEY: usize = 32;
+/// No host seals more checkpoints than this, one each second for thirty years: whoever follows a key goes no further.
+pub(super) const MOST: u64 = 1_000_000_000;
 
 /// The key of one checkpoint.
 #[derive(Clone)]

@@ -1,5 +1,6 @@
 //! `keyhatchd audit verify` and `audit keygen`: whether the log is as it was written, even by whoever owns the host.
 
+use std::fmt::Write;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -101,18 +102,19 @@ fn show(report: &Report, args: &Verify) -> u8 {
         let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
         say(&serde_json::json!({
             "whole": report.is_whole(), "segments": report.segments, "records": report.records,
-            "head": head, "sealed": report.sealed, "bad": bad,
+            "head": head, "sealed": report.sealed, "unsealed": report.unsealed(), "bad": bad,
         })
         .to_string())
     } else if report.is_whole() {
         let (records, segments) = (report.records, report.segments);
-        let sealed = report
-            .sealed
-            .map(|seq| format!("; sealed up to record {seq}"));
-        let sealed = sealed.unwrap_or_default();
-        say(&format!(
-            "{records} records in {segments} segments, whole; head {head}{sealed}"
-        ))
+        let mut text = format!("{records} records in {segments} segments, whole; head {head}");
+        if let Some(seq) = report.sealed {
+            let _ = write!(text, "; sealed up to record {seq}");
+        }
+        if let Some(more) = report.unsealed().filter(|more| *more > 0) {
+            let _ = write!(text, ", not sealed after it: {more}");
+        }
+        say(&text)
     } else {
         report.bad.iter().for_each(|bad| eprintln!("{bad}"));
         Ok(())
