@@ -100,9 +100,17 @@ fn text(key: &Ratchet) -> Zeroizing<String> {
 
 /// The key of the next checkpoint as the file at `path` has it; `None` where there is no file.
 pub fn load_key(path: &Path, trust: Trust) -> Result<Option<Ratchet>, FileError> {
-    let bytes = match files::read(path, Holds::Secrets, trust, MOST) {
-        Err(why) if why.is_absent() => return Ok(None),
-        bytes => Zeroizing::new(bytes?),
+    let mut looks = 0;
+    let bytes = loop {
+        let bytes = match files::read(path, Holds::Secrets, trust, MOST) {
+            Err(why) if why.is_absent() => return Ok(None),
+            bytes => Zeroizing::new(bytes?),
+        };
+        looks += 1;
+        // Who opened the file just before another took its place reads zeros that were written over it.
+        if looks == 3 || !bytes.contains(&0) {
+            break bytes;
+        }
     };
     let words = std::str::from_utf8(&bytes).unwrap_or_default();
     let mut words = words.split_ascii_whitespace();

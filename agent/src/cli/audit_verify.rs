@@ -80,9 +80,13 @@ fn read_key(path: &Path) -> Result<Ratchet, String> {
 fn held(state_dir: &Path) -> Result<Option<Ratchet>, String> {
     let path = state_dir.join(KEY_FILE);
     let held = audit::load_key(&path, Trust::of_daemon(state_dir)).map_err(|why| {
-        format!(
-            "{why}; as another user, name the log with --dir: a cut end shows by --head alone then"
-        )
+        if why.is_forbidden() {
+            format!(
+                "{why}; as another user, name the log with --dir: a cut end shows by --head alone then"
+            )
+        } else {
+            why.to_string()
+        }
     })?;
     match held {
         Some(held) => Ok(Some(held)),
