@@ -272,8 +272,9 @@ impl Writer {
 }
 
 impl Inner {
-    /// Writes a checkpoint where one is due, and takes up a key that is new.
-    pub(super) fn seal_records(&self) -> Option<Ratchet> {
+    /// Writes a checkpoint where one is due, and takes up a key that is new; the key of the next checkpoint and the
+    /// record that must be on disk before its file may have it.
+    pub(super) fn seal_records(&self) -> Option<(Ratchet, u64)> {
         match held(&self.key_file).as_mut()?.look() {
             Ok(Some(key)) => self.writer().take_key(key),
             Ok(None) => {}
@@ -285,7 +286,9 @@ impl Inner {
             writer.checkpoint()?;
             Ok(writer.head.seq)
         });
-        self.writer().key.clone()
+        // Not the head that requests see: of a segment whose successor could not be made it lacks the checkpoint.
+        let writer = self.writer();
+        Some((writer.key.clone()?, writer.head.seq))
     }
 
     /// Puts a key into its file whose checkpoints before are on disk.
