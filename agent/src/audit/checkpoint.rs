@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::AuditError;
 use super::entry::Entry;
 use super::event::Event;
-use super::files::{Kind, Lines, segments};
-use super::ratchet::{Ratchet, Seal};
+use super::files::{Kind, Lines, SegmentFile, segments};
+use super::ratchet::{MOST, Ratchet, Seal};
 use super::record::Record;
 use super::render::{Now, extra, record};
 use super::segment::Failure;
@@ -27,9 +27,9 @@ pub(super) const ROOM: usize = 1024;
 /// The first word of the key's file.
 const MAGIC: &str = "keyhatch-checkpoint-1";
 /// No key's file is longer.
-const MOST: u64 = 256;
-/// How far the log may be ahead of the key's file, which is written once a second where it can be.
-const AHEAD: u64 = 1 << 20;
+const LONGEST: u64 = 256;
+/// What the alert says of a log that was sealed and whose key is gone.
+const GONE: &str = "the key of checkpoints is gone; records are not sealed any more";
 
 /// What tells one file from another: the inode, which alone may be that of a file that is gone, and when its
 /// content was written, which unlike the inode's own change a link leaves alone.
@@ -86,7 +86,7 @@ impl KeyFile {
         files::replace(&self.path, text(key).as_bytes())?;
         (self.seen, self.has) = (self.mark(), Some(now));
         let Ok(old) = old else { return Ok(()) };
-        let len = old.metadata()?.len().min(MOST);
+        let len = old.metadata()?.len().min(LONGEST);
         old.write_all_at(&vec![0; usize::try_from(len).unwrap_or(0)], 0)?;
         old.sync_data()
     }
@@ -102,7 +102,7 @@ fn text(key: &Ratchet) -> Zeroizing<String> {
 pub fn load_key(path: &Path, trust: Trust) -> Result<Option<Ratchet>, FileError> {
     let mut looks = 0;
     let bytes = loop {
-        let bytes = match files::read(path, Holds::Secrets, trust, MOST) {
+        let bytes = match files::read(path, Holds::Secrets, trust, LONGEST) {
             Err(why) if why.is_absent() => return Ok(None),
             bytes => Zeroizing::new(bytes?),
         };
@@ -163,14 +163,39 @@ pub(super) fn seal_of(members: &Map<String, Value>) -> Option<Seal> {
     })
 }
 
-/// The last checkpoint of `key` in the log, and the head that it seals.
-fn last_of(dir: &Path, key: &str) -> io::Result<Option<(Record, Seal)>> {
+fn newest_first(dir: &Path) -> io::Result<impl Iterator<Item = SegmentFile>> {
     let mut files = segments(dir)?;
     files.retain(|file| file.kind != Kind::SetAside);
-    while let Some(file) = files.pop() {
+    Ok(files.into_iter().rev())
+}
+
+fn is_checkpoint(line: &[u8]) -> bool {
+    memchr::memmem::find(line, br#","event":"audit.checkpoint","#).is_some()
+}
+
+/// Whether the newest records were sealed, and no alert after that has told that it ended.
+fn was_sealed(dir: &Path) -> io::Result<bool> {
+    let told = format!("\"what\":\"{GONE}\"");
+    for file in newest_first(dir)? {
+        let (mut lines, mut any, mut sealed) = (Lines::open(&file)?, false, false);
+        while let Some(line) = lines.next_line()? {
+            any = true;
+            sealed = is_checkpoint(line)
+                || sealed && memchr::memmem::find(line, told.as_bytes()).is_none();
+        }
+        if any {
+            return Ok(sealed);
+        }
+    }
+    Ok(false)
+}
+
+/// The last checkpoint of `key` in the log, and the head that it seals.
+fn last_of(dir: &Path, key: &str) -> io::Result<Option<(Record, Seal)>> {
+    for file in newest_first(dir)? {
         let (mut lines, mut last) = (Lines::open(&file)?, None);
         while let Some(line) = lines.next_line()? {
-            if memchr::memmem::find(line, br#","event":"audit.checkpoint","#).is_some() {
+            if is_checkpoint(line) {
                 last = Record::parse(line)
                     .and_then(|record| seal_of(&record.extra()).map(|seal| (record, seal)))
                     .filter(|(_, seal)| seal.key == key)
@@ -203,7 +228,7 @@ fn catch_up(key: &mut Ratchet, dir: &Path) -> Result<Option<String>, AuditError>
         return Ok(None);
     }
     let mut ahead = key.clone();
-    if seal.index - key.index() < AHEAD {
+    if seal.index - key.index() <= MOST {
         ahead.forward_to(seal.index);
         if record
             .before()
@@ -226,7 +251,11 @@ pub(super) fn open(
     dir: &Path,
 ) -> Result<(Option<Ratchet>, Option<String>), AuditError> {
     let Some(mut key) = file.look().map_err(AuditError::Key)? else {
-        return Ok((None, None));
+        // A log that cannot be read is told of elsewhere, and can be written all the same.
+        let alert = was_sealed(dir)
+            .unwrap_or(false)
+            .then(|| extra(&[("what", json!(GONE))]));
+        return Ok((None, alert));
     };
     let wrong = catch_up(&mut key, dir)?;
     let alert = wrong.map(|what| extra(&[("what", json!(what))]));
@@ -305,6 +334,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::super::tests::Dir;
+    use super::super::{Log, Settings};
     use super::*;
 
     fn key(byte: u8) -> Ratchet {
@@ -328,5 +358,32 @@ mod tests {
         held.forward();
         file.store(&held).unwrap();
         assert!(file.look().unwrap().unwrap().is(&key(2)));
+    }
+
+    #[test]
+    fn a_key_that_went_while_nobody_looked_is_told_once() {
+        let dir = Dir::new();
+        let path = dir.0.join("checkpoint.key");
+        begin(&path, &key(1), false).unwrap();
+        let open = || {
+            let mut settings = Settings::new(&dir.0);
+            (settings.journald, settings.key_file) = (false, Some(path.clone()));
+            let (log, _) = Log::open(settings).unwrap();
+            let _ = log.keep(&Entry::of(Event::PolicyLoaded)).unwrap();
+            log.close();
+        };
+        let alerts = || {
+            let [segment] = &segments(&dir.0).unwrap()[..] else {
+                panic!("one segment")
+            };
+            let text = fs::read_to_string(&segment.path).unwrap();
+            (text.matches(GONE).count(), text.matches("alert.").count())
+        };
+        open();
+        assert_eq!(alerts(), (0, 0));
+        fs::remove_file(&path).unwrap();
+        open();
+        open();
+        assert_eq!(alerts(), (1, 1));
     }
 }

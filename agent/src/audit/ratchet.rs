@@ -53,6 +53,7 @@ impl Ratchet {
 
     /// Where an earlier one stood.
     pub(super) fn resume(id: &str, index: u64, key: &str) -> Option<Self> {
+        (index <= MOST).then_some(())?;
         Some(Self {
             id: id.to_owned(),
             index,
@@ -185,6 +186,7 @@ mod tests {
                 .unwrap()
                 .is(&ratchet)
         );
+        assert!(Ratchet::resume(ratchet.id(), u64::MAX, KEY).is_none());
         for bad in [
             "",
             "00",

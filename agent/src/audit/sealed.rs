@@ -101,9 +101,6 @@ impl Seals {
                 return Some(Why::OtherKey);
             }
             let mut true_one = self.sealing.key.clone();
-            if held.index() > MOST {
-                return Some(Why::KeyForged);
-            }
             true_one.forward_to(held.index());
             if !held.is(&true_one) {
                 return Some(Why::KeyForged);
