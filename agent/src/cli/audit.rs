@@ -164,17 +164,21 @@ impl At {
 
     /// The folder that is meant: the service's where it has a configuration, else the caller's own.
     pub fn find(&self) -> Result<PathBuf, String> {
-        match &self.dir {
-            Some(dir) => Ok(dir.clone()),
-            None => self.load().map(|config| config.audit.dir.clone()),
-        }
+        self.find_with_config().map(|(dir, _)| dir)
     }
 
     /// The configuration that is meant; none where the folder was named itself.
     pub fn config(&self) -> Result<Option<Config>, String> {
+        self.find_with_config().map(|(_, config)| config)
+    }
+
+    /// Both.
+    pub fn find_with_config(&self) -> Result<(PathBuf, Option<Config>), String> {
         match &self.dir {
-            Some(_) => Ok(None),
-            None => self.load().map(Some),
+            Some(dir) => Ok((dir.clone(), None)),
+            None => self
+                .load()
+                .map(|config| (config.audit.dir.clone(), Some(config))),
         }
     }
 

@@ -26,9 +26,9 @@ pub struct Report {
 }
 
 pub fn report(args: &Report) -> u8 {
-    let (dir, config) = match (args.at.find(), args.at.config()) {
-        (Ok(dir), Ok(config)) => (dir, config),
-        (Err(why), _) | (_, Err(why)) => return fail(exit::CONFIG, why),
+    let (dir, config) = match args.at.find_with_config() {
+        Ok(found) => found,
+        Err(why) => return fail(exit::CONFIG, why),
     };
     let review = review::review(&Ask {
         dir: &dir,

@@ -49,12 +49,14 @@ pub fn verify(args: &Verify) -> u8 {
 }
 
 fn what_to_check(args: &Verify) -> Result<(PathBuf, Option<Sealing>), (u8, String)> {
-    let dir = args.at.find().map_err(|why| (exit::CONFIG, why))?;
+    let (dir, config) = args
+        .at
+        .find_with_config()
+        .map_err(|why| (exit::CONFIG, why))?;
     let Some(path) = &args.key else {
         return Ok((dir, None));
     };
     let key = read_key(path).map_err(|why| (exit::FAILED, why))?;
-    let config = args.at.config().map_err(|why| (exit::CONFIG, why))?;
     let held = match config {
         Some(config) => held(&config.agent.state_dir).map_err(|why| (exit::FAILED, why))?,
         None => None,

@@ -153,6 +153,7 @@ impl Tally {
         }
         if let Some(secret) = record.secret.as_deref()
             && self.access(bot, secret, what, record.time)
+            && what == "read"
         {
             self.at_hour_of_week(bot, record.time);
         }
@@ -257,8 +258,8 @@ impl Tally {
             .into_iter()
             .flatten()
             .filter_map(|flood| flood.get("count")?.as_u64())
-            .sum();
-        self.totals.flooded += flooded;
+            .fold(0, u64::saturating_add);
+        self.totals.flooded = self.totals.flooded.saturating_add(flooded);
         self.at_hour(brief, 1, flooded);
         let evidence = extra.get("evidence").and_then(Value::as_array);
         let evidence = evidence.into_iter().flatten().filter_map(Value::as_u64);
@@ -294,7 +295,7 @@ impl Tally {
             self.hours.insert(hour.to_owned(), [0; 3]);
         }
         if let Some(counts) = self.hours.get_mut(hour) {
-            counts[column] += count;
+            counts[column] = counts[column].saturating_add(count);
         }
     }
 
@@ -320,7 +321,7 @@ impl Tally {
         totals.records += other.totals.records;
         totals.allowed += other.totals.allowed;
         totals.denied += other.totals.denied;
-        totals.flooded += other.totals.flooded;
+        totals.flooded = totals.flooded.saturating_add(other.totals.flooded);
         totals.alerts += other.totals.alerts;
         totals.left_out += other.totals.left_out;
         self.first = [self.first, other.first].into_iter().flatten().min();
@@ -356,9 +357,7 @@ impl Tally {
         }
         for (hour, counts) in other.hours {
             let own = self.hours.entry(hour).or_default();
-            own.iter_mut()
-                .zip(counts)
-                .for_each(|(own, more)| *own += more);
+            *own = sums(*own, counts);
         }
         for (seq, alert) in other.alerts {
             keep_newest(&mut self.alerts, seq, alert);
@@ -482,6 +481,11 @@ fn keep_newest<T>(all: &mut BTreeMap<u64, T>, seq: u64, one: T) {
     }
 }
 
+/// A flood's record may say any number.
+fn sums(some: [u64; 3], more: [u64; 3]) -> [u64; 3] {
+    [0, 1, 2].map(|at| some[at].saturating_add(more[at]))
+}
+
 /// From the first hour to the last, those without a request too.
 fn timeline(hours: HashMap<String, [u64; 3]>) -> Vec<Bucket> {
     let hours: BTreeMap<u64, [u64; 3]> = hours
@@ -501,9 +505,7 @@ fn timeline(hours: HashMap<String, [u64; 3]>) -> Vec<Bucket> {
     let bucket = |at: u64| {
         let [allowed, denied, alerts] = hours
             .range(at * step..(at + 1) * step)
-            .fold([0; 3], |sums, (_, counts)| {
-                [0, 1, 2].map(|at| sums[at] + counts[at])
-            });
+            .fold([0; 3], |all, (_, counts)| sums(all, *counts));
         let begins = UNIX_EPOCH + Duration::from_secs(at * step * 3600);
         let mut begins = humantime::format_rfc3339_seconds(begins).to_string();
         begins.truncate(len);

@@ -75,6 +75,28 @@ fn what_workers_counted_adds_up() {
 }
 
 #[test]
+fn what_a_hostile_flood_counts_ends_at_the_most_and_watches_are_no_reads() {
+    let floods = format!(
+        ",\"floods\":[{{\"count\":{0}}},{{\"count\":{0}}}],\"prev\"",
+        u64::MAX
+    );
+    let flood = |seq| {
+        read(seq, "2026-02-01T10:00:00.000001Z", "a", "x", "info")
+            .replace("secret.read", "alert.flood")
+            .replace(",\"prev\"", &floods)
+    };
+    let watch = read(3, "2026-02-01T10:00:00.000001Z", "a", "x", "allow")
+        .replace("secret.read", "secret.watch");
+    let review = counted(&[flood(1), flood(2), watch], "");
+    assert_eq!(
+        (review.totals.flooded, review.timeline[0].denied),
+        (u64::MAX, u64::MAX)
+    );
+    assert!(!html(&review).is_empty() && !text(&review).is_empty());
+    assert_eq!((review.reads[0].watches, review.heat.len()), (1, 0));
+}
+
+#[test]
 fn a_long_time_is_shown_by_day_and_a_clock_set_wrong_fills_no_memory() {
     let lines = [
         read(1, "2026-01-01T10:00:00.000001Z", "a", "x", "allow"),
