@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -347,5 +348,16 @@ func TestConnectionsAreKeptAndBounded(t *testing.T) {
 		_, err := client.Get(ctx, "a")
 		must(t, err)
 		equal(t, seen[<-ports], true)
+	}
+}
+
+func TestAPathIsNeverPartOfARoutesName(t *testing.T) {
+	f := serve(t, func(w http.ResponseWriter, r *http.Request, _ int) { w.Header().Set(routeHeader, "api") })
+	for path, want := range map[string]string{"": "/v1/use/api/", "-other/x": "/v1/use/api/-other/x", "/x": "/v1/use/api/x"} {
+		request := &http.Request{Method: "GET", URL: &url.URL{Path: path}, Header: http.Header{}}
+		answer, err := f.client(t).Route("api").RoundTrip(request)
+		must(t, err)
+		answer.Body.Close()
+		equal(t, f.requests[f.count()-1].URL.Path, want)
 	}
 }

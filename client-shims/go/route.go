@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"strings"
 )
 
 // routeHeader is on each answer of an upstream, and on none of the agent's own.
@@ -41,8 +42,9 @@ func (r *route) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	asked := request.Clone(request.Context())
 	path := asked.URL.EscapedPath()
-	if path == "" {
-		path = "/"
+	if !strings.HasPrefix(path, "/") {
+		// A URL that was not parsed may lack it, and what it says is no part of the route's name.
+		path = "/" + path
 	}
 	asked.URL.Scheme, asked.URL.Host, asked.Host = "http", "keyhatch", "keyhatch"
 	// The path as it was written, so that the agent sees what the caller meant.

@@ -6,6 +6,7 @@ The learning time is a second here. Hours and rates take days to learn: their te
 import hashlib
 import itertools
 import json
+import json
 import os
 import shutil
 import sys
@@ -32,6 +33,7 @@ roles = ["reader"]
 [role.reader]
 grants = [{{ secrets = ["app/*"] }}]
 """
+KEY = "/v1/secrets/app/key"
 DETECT = '\n[detect]\nlearning = "1s"\n'
 
 
@@ -121,8 +123,35 @@ def test_a_version_is_outdated_once_its_grace_time_is_over_whether_it_is_held_or
         (_, gone) = alerts(agent)
         assert (gone["event"], gone["bot"]) == ("alert.stale_version", "bob")
         assert evidence(agent, gone)["reason"] == "not_found"
+        assert agent.read("app/key?version=1-0123456789abcdef", BOB).status == 404
+        current = agent.read("app/key", ALICE).json()["version"]
+        assert agent.read(f"app/key?version={current}&field=none", ALICE).status == 404
+        assert alerts(agent) == [alert, gone], "once a day, and the current version never"
         assert agent.read("app/key?version=previous", 20011).status == 403
         assert len(alerts(agent)) == 2, "who may not read it is told nothing, and nothing of them"
+
+
+def test_reads_far_above_a_bots_habit_are_told_of_with_the_first_and_the_last():
+    day = 86_400
+    with Agent(POLICY, secrets=SECRETS) as agent:
+        agent.read("app/key", ALICE)
+        agent.stop()
+        # As after two months of three reads in ten minutes.
+        memory = agent.state / "learnt.json"
+        kept = json.loads(memory.read_text())
+        alice = kept["bots"]["alice"]
+        for watched in (alice, *alice["secrets"].values()):
+            watched["since"] -= 60 * day
+        alice["peaks"] = {"day": int(time.time()) // day, "counts": [3] * len(alice["peaks"]["counts"])}
+        memory.write_text(json.dumps(kept))
+        agent.start()
+        with Bot(agent, ALICE) as bot, bot.connect() as connection:
+            for _ in range(100):
+                assert ask(connection, KEY).status == 200
+        (alert,) = alerts(agent)
+        assert (alert["event"], alert["bot"]) == ("alert.unusual_rate", "alice") and 3 < alert["level"] < alert["reads"] < 100
+        first, last = alert["evidence"]
+        assert last - first >= alert["reads"] - 1
 
 
 def test_where_programs_are_not_seen_nothing_is_said_of_them():
@@ -147,7 +176,7 @@ def test_a_memory_that_cannot_be_trusted_is_told_of_and_learning_begins_anew(spo
         learn(agent, lambda: agent.read("app/key", ALICE))
         agent.stop()
         memory = agent.state / "learnt.json"
-        assert json.loads(memory.read_text())["alice"]["secrets"].keys() == {"app/key"}
+        assert json.loads(memory.read_text())["bots"]["alice"]["secrets"].keys() == {"app/key"}
         if spoilt == "garbage":
             memory.write_bytes(b"\xff{" * 100)
         else:
@@ -159,4 +188,4 @@ def test_a_memory_that_cannot_be_trusted_is_told_of_and_learning_begins_anew(spo
         assert agent.read("app/third", ALICE).status == 200
         assert agent.read("app/third", ALICE).json()["code"] == "quarantined"
         agent.stop()
-        assert json.loads(memory.read_text())["alice"]["secrets"].keys() == {"app/other", "app/third"}
+        assert json.loads(memory.read_text())["bots"]["alice"]["secrets"].keys() == {"app/other", "app/third"}

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
 UNITS = ROOT / "systemd"
 # Each secret, the unit that uses it, and what is done with that. The rule of polkit does not name the third.
 TELLS = {"app/bot": ("bot", "reload"), "app/other": ("other", "try-restart"), "app/victim": ("victim", "reload")}
+SECRETS = {**TELLS, "app/second": TELLS["app/other"]}
 CONFIG = """
 [[source]]
 name = "local"
@@ -36,7 +37,7 @@ every = "30d"
 grace = "1s"
 driver = {{ kind = "generate" }}
 on_rotated = {{ unit = "{unit}.service", do = "{what}" }}
-""" for secret, (unit, what) in TELLS.items())
+""" for secret, (unit, what) in SECRETS.items())
 # Reads its secret at each start and reload, and keeps what it read in a line.
 UNIT = """
 [Service]
@@ -61,7 +62,7 @@ def machine():
             machine.write(f"/etc/systemd/system/{name}.service", UNIT.format(secret=secret, name=name))
         machine.systemctl("daemon-reload")
         machine.systemctl("start", "keyhatch.service")
-        for secret in TELLS:
+        for secret in SECRETS:
             machine.run("keyhatchd", "store", "put", secret, stdin=CANARY)
         machine.systemctl("start", *(name for name, _ in TELLS.values()))
         yield machine
@@ -106,7 +107,8 @@ def test_a_unit_is_reloaded_or_restarted_and_reads_the_new_value(allowed):
         allowed.run("keyhatch", "rotate", secret)
         (record,) = eventually(lambda: [one for one in records(allowed, "secret.watch") if one["secret"] == secret], 30)
         assert (record["unit"], record["do"], record["surface"]) == (f"{name}.service", what, "systemd")
-        assert lines(allowed, name) == [f"start {CANARY}", f"{what.removeprefix('try-re')} {value(allowed, secret)}"]
+        wanted = [f"start {CANARY}", f"{what.removeprefix('try-re')} {value(allowed, secret)}"]
+        eventually(lambda: lines(allowed, name) == wanted)
         assert value(allowed, secret) != CANARY
     # Whoever sets it.
     allowed.run("keyhatchd", "store", "put", "app/bot", stdin="CANARY-put")
@@ -117,6 +119,19 @@ def test_a_unit_is_reloaded_or_restarted_and_reads_the_new_value(allowed):
     eventually(lambda: len(records(allowed, "secret.watch")) == 4)
     allowed.systemctl("start", "bot")
     assert lines(allowed, "bot")[3:] == ["start CANARY-again"] and not records(allowed, "alert.*")
+
+
+def test_what_changes_together_is_one_restart(allowed):
+    before = len(lines(allowed, "other"))
+    for secret in ("app/other", "app/second", "app/other"):
+        allowed.run("keyhatchd", "store", "put", secret, stdin="CANARY-together")
+    eventually(lambda: lines(allowed, "other")[before:])
+    told = lambda: [one["secret"] for one in records(allowed, "secret.watch")[-2:]]
+    assert sorted(told()) == ["app/other", "app/second"]
+    # None is left to be told: the next one that is told of is the next one that changes.
+    allowed.run("keyhatchd", "store", "put", "app/second", stdin="CANARY-after")
+    eventually(lambda: lines(allowed, "other")[before + 1:])
+    assert lines(allowed, "other")[before:] == ["start CANARY-together"] * 2 and told()[-1] == "app/second"
 
 
 def test_a_daemon_that_is_killed_meanwhile_tells_it_again(allowed):
@@ -148,6 +163,16 @@ def test_what_fails_or_is_not_allowed_is_told_and_the_rotation_is_done(allowed):
     assert before == {name: lines(allowed, name) for name in ("bot", "victim")}
     assert "reload of bot.service" in standing(allowed)["app/bot"]["not_told"]
     assert "! not told of it: " in allowed.run("keyhatchd", "rotation", "status").stdout
+
+
+def test_a_restart_that_fails_is_told_and_not_asked_for_again(allowed):
+    allowed.sh("sed -i '/^ExecStart=/i ExecStartPre=/bin/sh -c \"echo try >> /run/tries; exit 1\"' /etc/systemd/system/other.service")
+    allowed.systemctl("daemon-reload")
+    allowed.run("keyhatchd", "store", "put", "app/other", stdin="CANARY-fails")
+    failed = lambda: [one for one in records(allowed, "alert.rotation_failed") if one["unit"] == "other.service"]
+    (alert,) = eventually(failed, 30)
+    assert alert["do"] == "try-restart" and 'ended as "failed"' in alert["why"]
+    assert lines(allowed, "tries") == ["try"] and allowed.show("other.service", "ActiveState") == "failed"
 
 
 def test_the_daemons_user_may_do_nothing_else(allowed):

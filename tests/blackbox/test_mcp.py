@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import subprocess
 
 import pytest
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from harness import ALICE, CANARY, KEYHATCH, Agent
+from harness import ALICE, CANARY, KEYHATCH, Agent, eventually
 from hostile import Hostile
 from test_routes import KEY, route
 
@@ -31,7 +32,8 @@ grants = [
 def place():
     secrets = {"app/key": KEY, "open/password": CANARY, "other/key": "CANARY-other"}
     with Hostile() as upstream:
-        routes = route("api", upstream.address, allow=["* /echo/**", "GET /v1/**", "GET /download", "GET /status"])
+        routes = route("api", upstream.address, allow=["* /echo/**", "GET /v1/**", "GET /download", "GET /status", "POST /v1/payouts"],
+                       more='allow_private = true\napprove = ["POST /v1/payouts"]')
         with Agent(policy=POLICY + routes + route("theirs", upstream.address), secrets=secrets) as agent:
             agent.upstream = upstream
             yield agent
@@ -85,6 +87,10 @@ def test_a_route_is_called_with_a_key_that_is_not_told(place):
         seen = place.upstream.last()
         assert (seen.line, seen.body, seen.headers["x-kept"]) == ("POST /echo/x?a=1 HTTP/1.1", b'{"n":1}', "yes")
         assert (seen.headers["authorization"], seen.headers["content-type"]) == (f"Bearer {KEY}", "application/json")
+        for framing in [{"Content-Length": "1"}, {"Content-Length": "300"}, {"Transfer-Encoding": "gzip", "Connection": "upgrade", "Upgrade": "x"}]:
+            # What a model says of the body's length counts for nothing.
+            await call("call_route", route="api", path="/echo/x", method="POST", body="whole", headers=framing)
+            assert place.upstream.last().body == b"whole"
         assert answer["status"] == 200 and answer["headers"]["keyhatch-route"] == "api"
         assert "Bearer ****" in answer["body"]
         missing = await call("call_route", route="api", path="/status?code=404")
@@ -127,3 +133,26 @@ def test_a_rotation_is_waited_for(place):
         assert at_once["version"] == new["version"]
 
     play(place, act)
+
+
+def test_a_call_that_is_cancelled_waits_no_more_and_leads_nowhere(place):
+    env = {"PATH": os.environ["PATH"], "KEYHATCH_SOCKET": str(place.socket)}
+    server = subprocess.Popen([KEYHATCH, "mcp"], user=ALICE, group=ALICE, extra_groups=[], env=env, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def say(method, number=None, **params):
+        asked = {} if number is None else {"id": number}
+        server.stdin.write(json.dumps({"jsonrpc": "2.0", "method": method, "params": params, **asked}) + "\n")
+        server.stdin.flush()
+
+    waits = lambda: json.loads(place.ops("approve", "--json").stdout)["waiting"]
+    before = len(place.upstream.seen)
+    say("initialize", 0, protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "test", "version": "1"})
+    server.stdout.readline()
+    say("notifications/initialized")
+    say("tools/call", 1, name="call_route", arguments={"route": "api", "path": "/v1/payouts", "method": "POST", "body": {"n": 1}})
+    eventually(waits)
+    say("notifications/cancelled", requestId=1)
+    eventually(lambda: not waits())
+    server.communicate(timeout=20)
+    assert len(place.upstream.seen) == before

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -160,14 +161,16 @@ def test_git_clones_over_https(place, tmp_path):
 
 
 def test_what_is_in_clear_and_large_bodies(place):
-    script = (f"curl -sS {place.clear.address}/echo; curl -sS {place.plain.address}/echo/x?y=1 -d hello; "
+    own = "-H 'Connection: x-own' -H 'X-Own: 1'"
+    script = (f"curl -sS {own} {place.clear.address}/echo; curl -sS {own} {place.plain.address}/echo/x?y=1 -d hello; "
               f'large="$(mktemp)"; head -c 20000000 /dev/zero > "$large"; curl -sS -T "$large" {place.known.address}/upload; rm "$large"; '
               f"curl -sS {place.known.address}/download?bytes=20000000 | wc -c")
     done = place.run("sh", "-c", script)
     assert place.clear.last().headers["authorization"] == f"Bearer {KEY}"
     plain = place.plain.last()
     assert (plain.line, plain.body) == ("POST /echo/x?y=1 HTTP/1.1", b"hello")
-    assert not {"authorization", "proxy-authorization"} & set(plain.headers)
+    assert not {"authorization", "proxy-authorization", "x-own"} & set(plain.headers)
+    assert "x-own" not in place.clear.last().headers, "what is for one connection ends with it"
     assert plain.headers["host"] == place.plain.address.split("//")[1]
     digest = subprocess.run("head -c 20000000 /dev/zero | sha256sum", shell=True, capture_output=True, text=True).stdout.split()[0]
     assert digest in done.stdout and done.stdout.endswith("20000000\n"), done
@@ -213,6 +216,28 @@ def test_which_routes_are_served_is_the_policys_and_the_callers_to_say(place):
     assert told == [{"name": "clear", "upstream": place.clear.address}, {"name": "known", "upstream": place.known.address}]
 
 
+def test_base_urls_and_the_proxy_beside_each_other(place):
+    before = len(place.known.seen)
+    script = f'curl -sS "$KNOWN_BASE_URL/echo"; curl -sS {place.known.address}/echo; echo "[$NO_PROXY$no_proxy]"'
+    done = place.run("sh", "-c", script, options=["--proxy", "--only-routes", "--route", "KNOWN_BASE_URL=known"],
+                     NO_PROXY="localhost,127.0.0.1", no_proxy="*")
+    assert done.stdout.endswith("[]\n"), done
+    assert [seen.headers.get("authorization") for seen in place.known.seen[before:]] == [f"Bearer {KEY}"] * 2, done
+
+
+def test_nobody_is_trusted_who_was_not_trusted_before(place):
+    count = 'for file in "$REQUESTS_CA_BUNDLE" "$CURL_CA_BUNDLE" "$GIT_SSL_CAINFO"; do grep -c BEGIN "$file"; done; dirname "$CURL_CA_BUNDLE"'
+    one, system = str(place.trusted), {"SSL_CERT_FILE": "/dev/null"}
+    done = place.run("sh", "-c", count, CURL_CA_BUNDLE=one, XDG_RUNTIME_DIR="/proc", **system)
+    assert done.stdout.split()[:3] == ["2", "2", "1"], done
+    assert done.stdout.split()[3].startswith(tempfile.gettempdir()), "a folder that cannot be written is not insisted on"
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"):
+        for path in ("/nonexistent/private.pem", "/etc"):
+            done = place.run("true", **{name: path})
+            assert done.returncode == 1 and name in done.stderr and path in done.stderr, done
+    assert place.run("true", NODE_EXTRA_CA_CERTS="/nonexistent").returncode == 0, "as Node takes it"
+
+
 class Open:
     """A run that stays: its variables, and what others ask of its proxy."""
 
@@ -243,6 +268,41 @@ class Open:
     def end(self):
         self.process.terminate()
         self.process.communicate(timeout=20)
+
+
+def test_each_request_in_a_tunnel_is_read_strictly(place):
+    run = Open(place)
+    try:
+        basic = base64.b64encode(f"keyhatch:{run.token}".encode()).decode()
+        begin = f"CONNECT 127.0.0.1:{place.clear.port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {basic}\r\n\r\n"
+        loose, before = "GET /echo HTTP/1.1\nHost: x\n\n", len(place.clear.seen)
+        for first in ["", "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"]:
+            said = run.raw((begin + first + loose).encode())
+            assert said.count(b"HTTP/1.1 ") == 1 + bool(first) and len(place.clear.seen) == before, said
+    finally:
+        run.end()
+
+
+def test_tunnels_to_hosts_leave_room_for_routes(place):
+    run = Open(place)
+    basic = base64.b64encode(f"keyhatch:{run.token}".encode()).decode()
+
+    def tunnel(port):
+        sock = socket.create_connection(run.address, timeout=20)
+        sock.sendall(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {basic}\r\n\r\n".encode())
+        return sock.recv(12), sock
+
+    def act():
+        tunnels = [tunnel(place.plain.port) for _ in range(193)]
+        return [status for status, _ in tunnels], tunnel(place.clear.port)[0]
+
+    try:
+        statuses, by_route = as_user(ALICE, act)
+        assert (statuses.count(b"HTTP/1.1 200"), statuses[-1], by_route) == (192, b"HTTP/1.1 503", b"HTTP/1.1 200")
+        # Those are gone with who had them.
+        eventually(lambda: as_user(ALICE, lambda: tunnel(place.plain.port)[0]) == b"HTTP/1.1 200")
+    finally:
+        run.end()
 
 
 def test_nobody_else_uses_it_and_nothing_of_it_is_left(place, tmp_path):

@@ -105,7 +105,8 @@ def test_a_program_is_called_once_a_step_and_bots_read_the_old_value_until_the_l
             eventually(lambda: (agent.far / f"held-{step}").exists())
             assert agent.value() == CANARY
             assert agent.value("?version=previous") == 404
-            (reply := agent.rotate()).status == 409 and "running" in reply.json()["detail"]
+            reply = agent.rotate()
+            assert reply.status == 409 and "running" in reply.json()["detail"]
             assert agent.standing()["step"] == step
             (agent.far / f"hold-{step}").unlink()
             release(agent)

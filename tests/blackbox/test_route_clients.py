@@ -4,6 +4,7 @@ The drivers are those of the conformance suite; a route needs an upstream, which
 """
 
 import asyncio
+import io
 import json
 import shutil
 import sys
@@ -127,6 +128,22 @@ def keyhatch_route(place):
     import keyhatch
 
     return keyhatch.Client(place.socket).route
+
+
+def test_the_callers_own_mistakes_are_not_the_agents(place, keyhatch_route):
+    class Broken(io.BytesIO):
+        def read(self, *_):
+            raise BrokenPipeError("the file's own")
+
+    api = keyhatch_route("api")
+    for path in ("/a b", "/a\r\nX: y", "/\u00e9", "no-slash"):
+        with pytest.raises(ValueError):
+            api.request("GET", path)
+    for body in (Broken(), iter(Broken().read, b"")):
+        with pytest.raises(BrokenPipeError, match="the file's own"):
+            api.request("POST", "/upload", body=body)
+    with api.request("POST", "/echo", body=io.BytesIO(b"whole")) as answer:
+        assert answer.json()["body"] == "whole"
 
 
 def test_openais_sdk_over_httpx_streaming_included(place, keyhatch_route):

@@ -75,14 +75,13 @@ pub fn read(
     let supply = reading
         .supply
         .or_else(|| (held.is_some() && entry.is_none()).then_some(Supply::Unavailable));
-    let version = entry
-        .and_then(|entry| pick(connection, entry, &ask.which))
-        .filter(|version| {
-            let field = ask.field.as_deref();
-            field.is_none_or(|field| version.has_field(field))
-        });
+    let picked = entry.and_then(|entry| pick(connection, entry, &ask.which));
+    let version = picked.filter(|version| {
+        let field = ask.field.as_deref();
+        field.is_none_or(|field| version.has_field(field))
+    });
     let outdated = entry.filter(|entry| {
-        version.map_or_else(
+        picked.map_or_else(
             || ask.which.is_fixed(),
             |version| !Arc::ptr_eq(version, &entry.current),
         )

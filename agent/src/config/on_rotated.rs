@@ -6,6 +6,9 @@ use crate::policy::Report;
 /// The longest name of a unit (`systemd.unit(5)`).
 const MAX_UNIT: usize = 255;
 
+/// The agent's unit, as the packages have it.
+const OWN: &str = "keyhatch.service";
+
 /// A unit that is told of a new version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnRotated {
@@ -54,6 +57,12 @@ pub(super) fn read(value: &Value<'_>, report: &mut Report) -> Option<OnRotated> 
             "`unit` is {:?}, which is not the name of one service, write it as in \"bot.service\" or \"bot@1.service\"",
             unit.value
         );
+        report.error(&unit.place, text);
+        return None;
+    }
+    if unit.value == OWN {
+        let text =
+            "`unit` is the agent's own, which would restart itself again and again, name the bot's";
         report.error(&unit.place, text);
         return None;
     }

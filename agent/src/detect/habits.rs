@@ -4,7 +4,7 @@
 //! reads, and both are bounded: where something has to be forgotten, the bot it was of begins to learn anew, since it
 //! could not be told from what is new. What was told of is learnt like anything else, so that it is told of once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -58,6 +58,9 @@ pub enum Unusual {
 pub struct Habits {
     bots: HashMap<Box<str>, Bot>,
     secrets: usize,
+    /// The bots and secrets without habits whose outdated versions were told of on a day.
+    told: HashSet<(Box<str>, Box<str>)>,
+    told_on: u64,
 }
 
 /// What is known of one bot.
@@ -129,7 +132,11 @@ impl Habits {
     #[must_use]
     pub fn of(bots: HashMap<Box<str>, Bot>, now: u64) -> Self {
         let secrets = bots.values().map(|bot| bot.secrets.len()).sum();
-        let mut all = Self { bots, secrets };
+        let mut all = Self {
+            bots,
+            secrets,
+            ..Self::default()
+        };
         while all.secrets > MOST {
             all.forget_some(now);
         }
@@ -180,11 +187,30 @@ impl Habits {
         if now <= end {
             return false;
         }
-        let bot = self.bots.get_mut(bot);
-        let Some(secret) = bot.and_then(|bot| bot.secrets.get_mut(secret)) else {
-            return true;
-        };
-        std::mem::replace(&mut secret.stale_day, now / DAY) != now / DAY
+        let today = now / DAY;
+        let known = self.bots.get_mut(bot);
+        if let Some(secret) = known.and_then(|bot| bot.secrets.get_mut(secret)) {
+            return std::mem::replace(&mut secret.stale_day, today) != today;
+        }
+        if std::mem::replace(&mut self.told_on, today) != today {
+            self.told.clear();
+        }
+        self.told.len() < MOST && self.told.insert((bot.into(), secret.into()))
+    }
+
+    /// The clock was set by so many seconds: what is counted in time goes with it, so that no learning time is over
+    /// at once, or never.
+    pub fn clock_was_set(&mut self, by: i64) {
+        for bot in self.bots.values_mut() {
+            let sinces = [&mut bot.since, &mut bot.seen_programs_since];
+            let secrets = bot.secrets.values_mut().map(|secret| &mut secret.since);
+            for since in sinces.into_iter().chain(secrets) {
+                *since = since.saturating_add_signed(by);
+            }
+            bot.peaks.shift(by / DAY.cast_signed());
+            let slots = by / SLOT.cast_signed();
+            bot.counting.slot = bot.counting.slot.saturating_add_signed(slots);
+        }
     }
 
     /// Makes room: the bot with the most secrets loses those that it read longest ago, and learns anew.
@@ -445,6 +471,32 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_ends_no_learning_time_and_no_habit() {
+        const SET: i64 = 60 * 86_400;
+        let mut all = Bench::default();
+        // The first read comes while the clock is behind.
+        all.read("bot", "a", START);
+        all.0.clock_was_set(SET);
+        let now = START.saturating_add_signed(SET);
+        assert_eq!(all.read("bot", "b", now + 1), []);
+        assert_eq!(all.read("bot", "c", now + LEARNING), [Unusual::FirstRead]);
+        // A habit is the same after the clock was ahead for a while.
+        let mut all = Bench::default();
+        for slot in 0..20 * DAY / SLOT {
+            for _ in 0..9 {
+                all.read("bot", "a", START + slot * SLOT);
+            }
+        }
+        let now = START + 20 * DAY;
+        all.0.clock_was_set(SET);
+        all.read("bot", "a", now.saturating_add_signed(SET));
+        all.0.clock_was_set(-SET);
+        for _ in 0..9 {
+            assert_eq!(all.read("bot", "a", now + SLOT), []);
+        }
+    }
+
+    #[test]
     fn an_outdated_version_is_told_of_once_a_day_after_its_time() {
         let mut all = Bench::default();
         all.read("bot", "a", START);
@@ -453,6 +505,6 @@ mod tests {
         assert!(asks("a", START + HOUR + 1));
         assert!(!asks("a", START + DAY - 1));
         assert!(asks("a", START + DAY));
-        assert!(asks("never read", START + DAY) && asks("never read", START + DAY));
+        assert!(asks("never read", START + DAY) && !asks("never read", START + DAY));
     }
 }

@@ -39,6 +39,14 @@ pub(super) struct Peaks {
 }
 
 impl Peaks {
+    /// The days are others: the clock was set by so many.
+    pub(super) fn shift(&mut self, days: i64) {
+        let newest = at(self.day);
+        self.day = self.day.saturating_add_signed(days);
+        self.counts
+            .rotate_right((at(self.day) + RING - newest) % RING);
+    }
+
     /// Notes a count of `day`. An earlier day than was noted last, as after a clock was set back, tells nothing.
     pub(super) fn note(&mut self, day: u64, count: u64) {
         if day < self.day {

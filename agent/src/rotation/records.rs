@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use keyhatch_protocol::Name;
 use serde_json::{Value as Json, json};
 
 use super::Step;
 use super::handle::Plan;
 use super::state::Running;
 use crate::audit::{Entry, Event, Log, Verdict, extra};
+use crate::config::OnRotated;
 
 /// Keeps the record of an attempt that nobody asked for. Without one nothing is done.
 pub fn start(audit: &Log, plan: &Plan, id: &str, step: Step, failures: u32) -> bool {
@@ -59,30 +61,39 @@ pub fn failed(
     });
 }
 
-/// Keeps that the unit was told of `version`; or alerts, where it could not be.
-pub fn told(audit: &Log, plan: &Plan, version: &str, why: Option<&str>) {
-    let Some(on) = &plan.rotation.on_rotated else {
-        return;
-    };
-    let secret = plan.rotation.secret.as_str();
-    let mut members = vec![
-        ("unit", Json::from(on.unit.as_str())),
-        ("do", on.job.as_str().into()),
-    ];
-    let event = match why {
-        Some(why) => {
-            members.extend([("step", "on_rotated".into()), ("why", why.into())]);
-            Event::AlertRotationFailed
-        }
-        None => Event::SecretWatch,
-    };
-    // The unit is told either way.
+/// Keeps that a unit is about to be told of new versions. Without the records it is not.
+pub fn telling(audit: &Log, on: &OnRotated, of: &[(Name, String)]) -> bool {
+    of.iter().all(|(name, version)| {
+        let entry = Entry {
+            decision: Verdict::Info,
+            secret: Some(name.as_str()),
+            version: Some(version),
+            surface: "systemd",
+            extra: Some(&extra(&job(on))),
+            ..Entry::of(Event::SecretWatch)
+        };
+        audit.keep(&entry).is_ok()
+    })
+}
+
+/// Tells that a unit could not be told of a new version.
+pub fn not_told(audit: &Log, on: &OnRotated, name: &Name, version: &str, why: &str) {
+    let mut members = job(on).to_vec();
+    members.extend([("step", "on_rotated".into()), ("why", why.into())]);
+    // It is not told either way.
     let _ = audit.keep(&Entry {
         decision: Verdict::Info,
-        secret: Some(secret),
+        secret: Some(name.as_str()),
         version: Some(version),
         surface: "systemd",
         extra: Some(&extra(&members)),
-        ..Entry::of(event)
+        ..Entry::of(Event::AlertRotationFailed)
     });
+}
+
+fn job(on: &OnRotated) -> [(&'static str, Json); 2] {
+    [
+        ("unit", on.unit.as_str().into()),
+        ("do", on.job.as_str().into()),
+    ]
 }

@@ -21,6 +21,7 @@ use crate::cache::Cache;
 use crate::config::Rotation;
 use crate::sources::engine::{Wanted, saved_now};
 use crate::store::snapshot::Saved;
+use telling::News;
 
 /// How often the clocks are looked at: a timer of the runtime stands still while the host sleeps, and knows nothing of
 /// a clock that was set.
@@ -43,8 +44,10 @@ pub struct Service {
     tasks: JoinSet<Outcome>,
     /// Which secret each task is about.
     busy: HashMap<task::Id, Name>,
-    /// The tasks that tell a unit, each with the version that it is told of.
-    telling: HashMap<task::Id, (Name, String)>,
+    /// The tasks that tell a unit.
+    telling: HashMap<task::Id, News>,
+    /// Since when there has been something to tell each unit.
+    untold_since: HashMap<String, Instant>,
     remembered: Instant,
     /// What came last is not on disk.
     unsaved: bool,
@@ -74,6 +77,7 @@ impl Service {
             tasks: JoinSet::new(),
             busy: HashMap::new(),
             telling: HashMap::new(),
+            untold_since: HashMap::new(),
             remembered: Instant::now(),
             unsaved: false,
         };
@@ -115,8 +119,8 @@ impl Service {
                     });
                     if let Some(name) = self.busy.remove(&task) {
                         self.ended(&name, outcome).await;
-                    } else if let Some((name, version)) = self.telling.remove(&task) {
-                        self.told(&name, &version, outcome).await;
+                    } else if let Some(news) = self.telling.remove(&task) {
+                        self.told(news, outcome).await;
                     }
                 }
                 // A unit is told of what others change, too.
@@ -149,10 +153,9 @@ impl Service {
         if self.rooms.cache.is_sealed() || (self.unsaved && !self.save().await) {
             return PAUSE;
         }
-        let mut wait = LOOK;
         let plans: Vec<Plan> = self.plans.values().cloned().collect();
+        let mut wait = self.tell(&plans, LOOK);
         for plan in plans {
-            self.tell(&plan);
             if !plan.here || self.is_busy(&plan.rotation.secret) {
                 continue;
             }

@@ -160,9 +160,14 @@ impl Agent {
     async fn pass(&self, way: &Way, mut request: Request<Incoming>, target: Uri) -> Response<Body> {
         let client = switch::asked(&mut request);
         let (mut head, body) = request.into_parts();
+        let named = named_by_connection(&head.headers);
         head.headers = passed_on(&head.headers, true);
         if client.is_some() {
             switch::mark(&mut head.headers);
+        }
+        for name in named {
+            // The agent drops these itself where they go no further: some it refuses on sight.
+            head.headers.append(header::CONNECTION, name.into());
         }
         let host = HeaderValue::from_static("keyhatch");
         head.headers.insert(header::HOST, host);
@@ -268,9 +273,10 @@ enum Failed {
 /// Whether what follows a request was not looked at, so that its answer has to be the last.
 pub fn is_last(request: &Request<Incoming>) -> bool {
     let unseen = [header::TRANSFER_ENCODING, header::UPGRADE];
-    unseen
-        .iter()
-        .any(|name| request.headers().contains_key(name))
+    request.method() == Method::CONNECT
+        || unseen
+            .iter()
+            .any(|name| request.headers().contains_key(name))
 }
 
 /// An answer that is the last of its connection.
@@ -316,15 +322,30 @@ fn of_aws_agent(target: String) -> String {
     mapped
 }
 
-/// The headers that do not end here.
+/// The headers that do not end here; to the agent those, too, that it is told of as named by `Connection`.
 pub fn passed_on(headers: &HeaderMap, to_agent: bool) -> HeaderMap {
+    let named = named_by_connection(headers);
     let stays = |name: &&HeaderName| {
-        NOT_PASSED_ON.contains(name) || (to_agent && TOKEN_HEADERS.contains(name))
+        let more: &[HeaderName] = if to_agent { &TOKEN_HEADERS } else { &named };
+        NOT_PASSED_ON.contains(name) || more.contains(name)
     };
     headers
         .iter()
         .filter(|(name, _)| !stays(name))
         .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// The headers that `Connection` says are for this connection alone.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let lists = headers.get_all(header::CONNECTION).iter();
+    lists
+        .filter_map(|list| list.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|word| word.trim().parse().ok())
+        .filter(|name: &HeaderName| *name != "close" && !NOT_PASSED_ON.contains(name))
+        // Nothing that says what the body is can be made to vanish.
+        .filter(|name| !name.as_str().starts_with("content-"))
         .collect()
 }
 

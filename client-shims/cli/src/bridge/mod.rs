@@ -29,14 +29,20 @@ use token::Token;
 /// Where AWS's Secrets Manager Agent listens.
 const AWS_AGENT_PORT: u16 = 2773;
 
-/// A bridge beside a command of `keyhatch run`, for as long as this process lives; its base URL.
-pub fn beside(client: &Client) -> Result<Zeroizing<String>, Failure> {
+/// A bridge beside a command of `keyhatch run`.
+pub struct Beside {
+    pub url: Zeroizing<String>,
+    pub address: SocketAddr,
+}
+
+/// Starts one, which lives as long as this process.
+pub fn beside(client: &Client) -> Result<Beside, Failure> {
     let (listener, address) = listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let token = Token::fresh()?;
     let url = token.url(address);
     let front = Front::new(client.address().clone(), token, false);
     begin(listener, address, front)?;
-    Ok(url)
+    Ok(Beside { url, address })
 }
 
 pub fn bridge(client: &Client, args: &Bridge) -> Result<u8, Failure> {

@@ -19,7 +19,7 @@ use super::owner;
 use super::strict::Strict;
 
 /// So many at once; others wait to be accepted.
-const MAX_CONNECTIONS: usize = 256;
+pub const MAX_CONNECTIONS: usize = 256;
 
 /// How long a head may take, and a kept connection be idle.
 pub const HEAD: Duration = Duration::from_secs(30);

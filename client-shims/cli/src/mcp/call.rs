@@ -49,9 +49,9 @@ pub async fn route(client: &Client, arguments: JsonObject) -> Result<Value, Refu
     let mut told = Map::new();
     told.insert("status".into(), json!(head.status.as_u16()));
     told.insert("headers".into(), json!(texts(&head.headers)));
-    match std::str::from_utf8(&body) {
-        Ok(text) => told.insert("body".into(), json!(text)),
-        Err(_) => told.insert("body_base64".into(), json!(STANDARD.encode(&body))),
+    match text(&body, whole) {
+        Some(text) => told.insert("body".into(), json!(text)),
+        None => told.insert("body_base64".into(), json!(STANDARD.encode(&body))),
     };
     if !whole {
         told.insert("truncated".into(), json!(true));
@@ -106,6 +106,15 @@ async fn collect(mut body: Incoming) -> (Vec<u8>, bool) {
     }
 }
 
+/// The body where it is text; one that was cut within a character is told up to that.
+fn text(body: &[u8], whole: bool) -> Option<&str> {
+    let end = match std::str::from_utf8(body) {
+        Err(error) if !whole && error.error_len().is_none() => error.valid_up_to(),
+        _ => body.len(),
+    };
+    std::str::from_utf8(&body[..end]).ok()
+}
+
 /// A header that is there twice is told as one.
 fn texts(headers: &HeaderMap) -> BTreeMap<&str, String> {
     let mut texts = BTreeMap::<&str, String>::new();
@@ -118,4 +127,18 @@ fn texts(headers: &HeaderMap) -> BTreeMap<&str, String> {
         text.push_str(&value);
     }
     texts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_was_cut_is_a_text() {
+        let body = "aé".as_bytes();
+        assert_eq!(text(body, true), Some("aé"));
+        assert_eq!(text(&body[..2], false), Some("a"));
+        assert_eq!(text(&body[..2], true), None);
+        assert_eq!(text(b"a\xffb", false), None);
+    }
 }

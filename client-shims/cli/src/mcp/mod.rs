@@ -86,22 +86,12 @@ impl ServerHandler for Server {
     async fn call_tool(
         &self,
         request: CallToolRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let arguments = request.arguments.unwrap_or_default();
-        let done = match &*request.name {
-            "list_secrets" => self.list(arguments).await,
-            "whoami" => self.whoami().await,
-            "wait_for_rotation" => self.wait(arguments).await,
-            "call_route" => call::route(&self.0, arguments).await,
-            name => {
-                let why = format!("there is no tool {name:?}");
-                return Err(ErrorData::invalid_params(why, None));
-            }
-        };
-        Ok(done
-            .map_or_else(Refused::told, CallToolResult::structured)
-            .into())
+        // What is under way is let go of with its connection, so that the agent lets go of it, too.
+        let called = context.ct.run_until_cancelled(self.call(request));
+        let cancelled = || Err(ErrorData::internal_error("cancelled", None));
+        called.await.unwrap_or_else(cancelled)
     }
 }
 
@@ -121,6 +111,23 @@ struct Awaited {
 }
 
 impl Server {
+    async fn call(&self, request: CallToolRequestParams) -> Result<CallToolResponse, ErrorData> {
+        let arguments = request.arguments.unwrap_or_default();
+        let done = match &*request.name {
+            "list_secrets" => self.list(arguments).await,
+            "whoami" => self.whoami().await,
+            "wait_for_rotation" => self.wait(arguments).await,
+            "call_route" => call::route(&self.0, arguments).await,
+            name => {
+                let why = format!("there is no tool {name:?}");
+                return Err(ErrorData::invalid_params(why, None));
+            }
+        };
+        Ok(done
+            .map_or_else(Refused::told, CallToolResult::structured)
+            .into())
+    }
+
     async fn list(&self, arguments: JsonObject) -> Result<Value, Refused> {
         let Below { prefix } = read(arguments)?;
         Ok(json!({ "secrets": self.0.list(&prefix).await? }))

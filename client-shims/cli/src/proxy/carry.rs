@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,21 +16,26 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::authority::Certified;
 use super::destinations::Server;
 use crate::bridge::forward::{Agent, Body, Way, closing, is_last, passed_back, passed_on, said};
-use crate::bridge::serve::{HEAD, MAX_BUFFER};
+use crate::bridge::serve::{HEAD, MAX_BUFFER, MAX_CONNECTIONS};
 use crate::bridge::strict::Strict;
 use crate::bridge::token::Token;
 
 /// How long a host may take to be connected to, and a client for its side of TLS.
 const CONNECT: Duration = Duration::from_secs(30);
 
+/// So many connections to hosts at once, which is fewer than there may be in all: what does not end leaves room for routes.
+pub const MAX_HOSTS: usize = MAX_CONNECTIONS * 3 / 4;
+
 const NO_TOKEN: &str = "this proxy is for one command, which has the token in HTTPS_PROXY\n";
 const NO_ROUTE: &str = "no route leads there, and this proxy was started with --only-routes\n";
 const NO_PROXY_REQUEST: &str = "this is a proxy: ask for http://HOST/PATH, or CONNECT\n";
+const FULL: &str = "too many connections to hosts are open: close some\n";
 const UNREACHABLE: &str = "the host cannot be connected to\n";
 
 type Refused = (StatusCode, &'static str);
@@ -40,12 +46,22 @@ pub struct Carrier {
     pub token: Token,
     pub routes: HashMap<Server, Certified>,
     pub only_routes: bool,
+    /// Where routes are reached by base URL.
+    pub bridge: Option<SocketAddr>,
+    /// One is taken for as long as a connection to a host lasts.
+    pub places: Arc<Semaphore>,
 }
 
 /// What a connection becomes after `CONNECT`.
 enum Tunnel {
     Route(Certified),
-    Host(TcpStream),
+    Host(Host),
+}
+
+/// A connection to a host that no route leads to; the bridge needs no place.
+struct Host {
+    stream: TcpStream,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 type Next = Mutex<Option<(OnUpgrade, Tunnel)>>;
@@ -71,7 +87,7 @@ pub async fn converse(stream: TcpStream, carrier: Arc<Carrier>) {
     match tunnel {
         Tunnel::Route(certified) => carrier.speak_as(certified, client).await,
         // How it ends, both sides know.
-        Tunnel::Host(mut host) => drop(copy_bidirectional(&mut client, &mut host).await),
+        Tunnel::Host(mut host) => drop(copy_bidirectional(&mut client, &mut host.stream).await),
     }
 }
 
@@ -158,22 +174,29 @@ impl Carrier {
             .uri
             .path_and_query()
             .map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
-        let stream = self.reach(&server).await?;
-        let answer = ask(stream, Request::from_parts(head, body)).await;
+        let host = self.reach(&server).await?;
+        let answer = ask(host, Request::from_parts(head, body)).await;
         let answer = answer.map_err(|_| (StatusCode::BAD_GATEWAY, "the host did not answer\n"))?;
         Ok(if last { closing(answer) } else { answer })
     }
 
-    /// A connection to a host that no route leads to.
-    async fn reach(&self, server: &Server) -> Result<TcpStream, Refused> {
-        if self.only_routes {
+    async fn reach(&self, server: &Server) -> Result<Host, Refused> {
+        let is_bridge = self.bridge.is_some_and(|bridge| {
+            server.host == bridge.ip().to_string() && server.port == bridge.port()
+        });
+        let place = if is_bridge {
+            None
+        } else if self.only_routes {
             return Err((StatusCode::FORBIDDEN, NO_ROUTE));
-        }
+        } else {
+            let place = self.places.clone().try_acquire_owned();
+            Some(place.map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, FULL))?)
+        };
         let connecting = TcpStream::connect((server.host.as_str(), server.port));
         match timeout(CONNECT, connecting).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true);
-                Ok(stream)
+                Ok(Host { stream, place })
             }
             Ok(Err(_)) => Err((StatusCode::BAD_GATEWAY, UNREACHABLE)),
             Err(_) => Err((StatusCode::GATEWAY_TIMEOUT, UNREACHABLE)),
@@ -217,10 +240,14 @@ impl Carrier {
 }
 
 /// One request on a connection of its own.
-async fn ask(stream: TcpStream, request: Request<Incoming>) -> hyper::Result<Response<Body>> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
+async fn ask(host: Host, request: Request<Incoming>) -> hyper::Result<Response<Body>> {
+    let stream = TokioIo::new(host.stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    tokio::spawn(async move {
+        // How it ends, the answer tells.
+        let _ = connection.await;
+        drop(host.place);
+    });
     sender.send_request(request).await.map(passed_back)
 }
 

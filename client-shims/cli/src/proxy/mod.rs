@@ -9,12 +9,11 @@ mod carry;
 mod destinations;
 mod trust;
 
-use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyhatch::blocking::Client;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::bridge::{self, forward::Agent, serve, token::Token};
@@ -30,16 +29,21 @@ pub struct Beside {
     _trust: Trust,
 }
 
-/// Starts a proxy for the routes of those names, for all that we may use where none is named.
-pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Beside, Failure> {
+/// Starts a proxy for the routes of those names, for all that we may use where none is named. A bridge beside the same command
+/// is reached by it always.
+pub fn beside(
+    client: &Client,
+    named: &[String],
+    only_routes: bool,
+    bridge: Option<SocketAddr>,
+) -> Result<Beside, Failure> {
     let me = client
         .whoami()
         .map_err(|error| Failure::Client("run: --proxy".into(), error))?;
     let routes = destinations::chosen(me.routes, named)?;
     let (certificate, routes) = authority::certify(routes)
         .map_err(|why| Failure::failed(format!("run: --proxy: no certificates: {why}")))?;
-    let trust = Trust::write(&certificate)
-        .map_err(|cause| Failure::failed(format!("run: --proxy: cannot write: {cause}")))?;
+    let trust = Trust::write(&certificate)?;
     let (listener, address) = bridge::listen_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let token = Token::fresh()?;
     let mut variables = leading(&token.proxy_url(address));
@@ -49,6 +53,8 @@ pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Be
         token,
         routes,
         only_routes,
+        bridge,
+        places: Arc::new(Semaphore::new(carry::MAX_HOSTS)),
     });
     bridge::start(move || {
         serve::serve(listener, address, move |stream| {
@@ -62,7 +68,7 @@ pub fn beside(client: &Client, named: &[String], only_routes: bool) -> Result<Be
 }
 
 impl Beside {
-    /// Adds the variables to those there are, whose exceptions from proxies stay.
+    /// Adds the variables to those there are, which stay.
     pub fn join(&self, others: &mut Vec<Variable>) {
         let new = self
             .variables
@@ -74,19 +80,11 @@ impl Beside {
 }
 
 /// Programs read the one or the other; Node reads neither unless told. What was to go around a proxy comes to this one,
-/// too, which passes it on.
+/// too, which passes it on: an exception for the bridge would be one for all of loopback, since not every program takes a port there.
 fn leading(url: &Zeroizing<String>) -> Vec<Variable> {
     let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
     let mut variables: Vec<_> = proxies.map(|name| Variable::plain(name, url)).into();
     variables.extend(["NO_PROXY", "no_proxy"].map(|name| Variable::plain(name, "")));
     variables.push(Variable::plain("NODE_USE_ENV_PROXY", "1"));
     variables
-}
-
-/// Where files for this run alone may lie.
-fn runtime_folder() -> PathBuf {
-    env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_dir())
-        .unwrap_or_else(env::temp_dir)
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use keyhatch::blocking::Client;
 
+use crate::bridge::{self, environment};
 use crate::child::{Command, Event, Keeper, Variable};
 use crate::failure::Failure;
 use crate::options::{OnRotate, Run};
@@ -40,13 +41,25 @@ pub fn run(client: &Client, run: &Run) -> Result<u8, Failure> {
     let keeper = Keeper::new()?;
     let delivery = Delivery::read(client, &wants)?;
     let changes = Changes::watch(client, delivery.names())?;
+    let bridge = match routed.as_slice() {
+        [] => None,
+        _ => Some(bridge::beside(client)?),
+    };
     let proxy = match &run.proxy {
-        Some(named) => Some(proxy::beside(client, named, run.only_routes)?),
+        Some(named) => {
+            let bridge = bridge.as_ref().map(|bridge| bridge.address);
+            Some(proxy::beside(client, named, run.only_routes, bridge)?)
+        }
         None => None,
     };
-    let mut beside = routed::variables(client, &routed)?;
-    if let Some(proxy) = &proxy {
-        proxy.join(&mut beside);
+    let mut beside = Vec::new();
+    if let Some(bridge) = &bridge {
+        beside = routed::variables(&bridge.url, &routed);
+    }
+    match (&proxy, &bridge) {
+        (Some(proxy), _) => proxy.join(&mut beside),
+        (None, Some(bridge)) => beside.extend(environment::unproxied(&bridge.url)),
+        (None, None) => {}
     }
     Runner {
         client,

@@ -2,9 +2,7 @@
 
 use std::env;
 
-use keyhatch::blocking::Client;
-
-use crate::bridge::{self, environment};
+use crate::bridge::environment;
 use crate::child::Variable;
 use crate::failure::Failure;
 
@@ -43,15 +41,11 @@ pub fn wanted(all: &[String]) -> Result<Vec<Routed>, Failure> {
     all.iter().map(read).collect()
 }
 
-/// Starts a bridge where there are routes, and says where they are.
-pub fn variables(client: &Client, routed: &[Routed]) -> Result<Vec<Variable>, Failure> {
-    if routed.is_empty() {
-        return Ok(Vec::new());
-    }
-    let url = bridge::beside(client)?;
-    let mut variables: Vec<Variable> = environment::unproxied(&url).collect();
+/// Says where the routes are, below the bridge's URL.
+pub fn variables(url: &str, routed: &[Routed]) -> Vec<Variable> {
+    let mut variables = Vec::new();
     for Routed { variable, route } in routed {
-        let base = format!("{}/use/{route}", *url);
+        let base = format!("{url}/use/{route}");
         variables.push(Variable::plain(variable, &base));
         if let Some(service) = variable.strip_suffix("_BASE_URL") {
             let key = format!("{service}_API_KEY");
@@ -63,5 +57,5 @@ pub fn variables(client: &Client, routed: &[Routed]) -> Result<Vec<Variable>, Fa
     if routed.iter().any(|one| one.variable.starts_with(AWS)) {
         variables.extend(environment::for_aws());
     }
-    Ok(variables)
+    variables
 }

@@ -19,6 +19,8 @@ from ._socket import Address
 # On each answer of an upstream, and on none of the agent's own.
 ROUTE = "Keyhatch-Route"
 
+_PRINTABLE = frozenset(map(chr, range(0x21, 0x7F)))
+
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._@+-")
 
 # Connections kept open for threads that ask at the same time.
@@ -26,6 +28,9 @@ _MOST_IDLE = 4
 
 # No problem document is longer.
 _LONGEST_PROBLEM = 64 * 1024
+
+# How much of a file is read at once.
+_PIECE = 64 * 1024
 
 Headers = Union[Mapping[str, str], Iterable[tuple[str, str]]]
 Body = Union[bytes, str, IO[bytes], Iterable[bytes], None]
@@ -71,6 +76,8 @@ class Route:
         """The agent's path for one of the upstream's."""
         if not path.startswith("/"):
             raise ValueError(f"the path of a request by a route begins with a slash: {path!r} does not")
+        if not _PRINTABLE.issuperset(path):
+            raise ValueError(f"a path is sent as it is: percent-encode what is not printable ASCII in {path!r}")
         return f"/v1/use/{self.name}{path}"
 
     @property
@@ -218,9 +225,16 @@ class _Connection(http.client.HTTPConnection):
         self.limit = limit
         self.sock.settimeout(limit)
         pairs = headers.items() if isinstance(headers, Mapping) else headers
-        with _Reported(self):
-            self._put(method, target, list(pairs), body.encode() if isinstance(body, str) else body)
-            return self.getresponse()
+        if isinstance(body, str):
+            body = body.encode()
+        elif body is not None and not isinstance(body, (bytes, bytearray, memoryview)):
+            body = _pieces(body)
+        try:
+            with _Reported(self):
+                self._put(method, target, list(pairs), body)
+                return self.getresponse()
+        except _OfBody as failed:
+            raise failed.cause from None
 
     def _put(
         self, method: str, target: str, pairs: list[tuple[str, str]], body: bytes | IO[bytes] | Iterable[bytes] | None
@@ -239,6 +253,24 @@ class _Connection(http.client.HTTPConnection):
         # An agent that takes no more answers before it hangs up.
         with contextlib.suppress(BrokenPipeError):
             self.endheaders(body, encode_chunked=chunked)
+
+
+class _OfBody(Exception):
+    """What a body raised as it was read, which is the caller's own and no failure of the connection."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def _pieces(body: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        if hasattr(body, "read"):
+            while piece := body.read(_PIECE):
+                yield piece
+        else:
+            yield from body
+    except Exception as cause:
+        raise _OfBody(cause) from cause
 
 
 class _Reported:

@@ -24,6 +24,9 @@ const ROUTE: &str = "keyhatch-route";
 /// No problem document is longer.
 const MAX_PROBLEM: usize = 64 * 1024;
 
+/// Connections kept open for tasks that ask at the same time.
+const MAX_KEPT: usize = 4;
+
 /// Before an agent that is away is looked for again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -95,7 +98,7 @@ impl Route {
             };
             match kept.sender.try_send_request(request).await {
                 Ok(answer) => {
-                    self.kept().push(kept);
+                    self.keep(kept);
                     return told(answer).await;
                 }
                 Err(mut failed) => match failed.take_message() {
@@ -116,6 +119,19 @@ impl Route {
         head.uri = self.target(&head.uri)?;
         let host = HeaderValue::from_static("keyhatch");
         head.headers.insert(header::HOST, host);
+        // How a body ends is said by who sends it; a length that is announced counts only where none is known.
+        for name in [
+            header::TRANSFER_ENCODING,
+            header::CONNECTION,
+            header::UPGRADE,
+        ] {
+            head.headers.remove(name);
+        }
+        if head.headers.contains_key(header::CONTENT_LENGTH)
+            && let Some(length) = body.size_hint().exact()
+        {
+            head.headers.insert(header::CONTENT_LENGTH, length.into());
+        }
         let body = body.map_err(Into::into).boxed_unsync();
         Ok(Request::from_parts(head, body))
     }
@@ -156,6 +172,13 @@ impl Route {
         all.retain(|kept| !kept.sender.is_closed() && kept.owner == process::id());
         let free = all.iter().position(|kept| kept.sender.is_ready())?;
         Some(all.swap_remove(free))
+    }
+
+    fn keep(&self, one: Kept) {
+        let mut all = self.kept();
+        if all.len() < MAX_KEPT {
+            all.push(one);
+        }
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
