@@ -89,6 +89,12 @@ impl FileError {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
     }
+
+    /// Whether the caller may not read it.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// Opens the file at `path` for reading, if it and all folders above it can be trusted.

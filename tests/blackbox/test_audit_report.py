@@ -13,6 +13,7 @@ from harness import ALICE, BOB, CANARY, CAROL, Agent, eventually
 from load import raw_records
 
 TRAP = '\n[[honeytoken]]\nsecret = "app/trap"\n'
+GUARD = '[role.guard]\ndeny = [\n  { secrets = ["app/trap"] },\n]\n\n[role.helper]'
 SECRETS = {name: CANARY for name in ("app/key", "app/deep/key", "app/trap", "help/x", "app/denied")}
 HOSTILE = "<img src=x onerror=document.title=666>"
 
@@ -71,6 +72,7 @@ def test_it_counts_what_the_records_say(agent):
 
 def test_since_leaves_out_what_is_older_and_rotations_count_however_old(agent):
     assert as_json(agent, "--since", "0s")["reads"] == []
+    assert as_json(agent, "--since", "1000y")["reads"] == as_json(agent)["reads"]
     stale = lambda *args: [u["secret"] for u in as_json(agent, *args)["unrotated"]]
     assert stale() == [], "the log is younger than that"
     assert stale("--rotate-within", "0s") == ["app/deep/key", "app/key", "app/trap"]
@@ -80,7 +82,8 @@ def test_since_leaves_out_what_is_older_and_rotations_count_however_old(agent):
 
 
 def test_the_smaller_policy_can_be_pasted_and_allows_what_was_used_and_no_more():
-    with Agent(POLICY, secrets=SECRETS) as agent:
+    guarded = POLICY.replace('["reader", "helper"]', '["reader", "helper", "guard"]').replace("[role.helper]", GUARD)
+    with Agent(guarded, secrets=SECRETS) as agent:
         agent.read("app/key", ALICE)
         agent.read("app/deep/key", CAROL)
         agent.read("app/denied", ALICE)
@@ -92,9 +95,10 @@ def test_the_smaller_policy_can_be_pasted_and_allows_what_was_used_and_no_more()
         assert unused["reader", "app/**"]["unused_actions"] == ["list", "watch"]
         smaller = found["smaller_policy"]
         assert smaller in "\n".join(line.removeprefix("  ") for line in report(agent).splitlines()) + "\n"
-        bots = re.sub(r"\[role\.[\s\S]*?\n\]\n(deny = \[[\s\S]*?\n\]\n)?|\[role\.helper\]\ngrants = .*\n", "", POLICY)
+        bots = re.sub(r"\[role\.[\s\S]*?\n\]\n(deny = \[[\s\S]*?\n\]\n)?|\[role\.helper\]\ngrants = .*\n", "", guarded)
         bots = bots.replace(', "helper"', "")
         assert "role." not in bots
+        assert '[role.guard]\ndeny = [\n  { secrets = ["app/trap"]' in smaller, "a role that only denies still does"
         agent.write_policy(bots + "\n" + smaller)
         agent.ops("reload")
         status = lambda name, uid: agent.read(name, uid).status

@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 
 import pytest
 
 from audit_log import POLICY, SMALL, packed, python_verify
-from harness import ALICE, CANARY, Agent, eventually
+from harness import ALICE, CANARY, KEYHATCHD, Agent, eventually
 from load import VALUES, Load, plain_bytes, raw_records, read_many, segments, unplain
 
 
@@ -180,7 +181,19 @@ def test_a_cut_end_is_named_by_the_key_that_the_host_holds(sealed, tmp_path):
         first = json.loads(lines[keep])["seq"]
         done = verify(sealed, "--key", sealed.key, check=False)
         assert done.returncode == 1 and f"record {first}: cut" in done.stderr
-        assert "whole" in sealed.verb("audit", "verify", "--dir", sealed.audit_dir, "--key", sealed.key).stdout
+        alone = lambda: sealed.verb("audit", "verify", "--dir", sealed.audit_dir, "--key", sealed.key, check=False)
+        assert f"sealed up to record {first - 1}\n" in alone().stdout, "without the host's key the end is that checkpoint"
+        # Records that someone adds after it, the last one at the time of the checkpoint.
+        *_, path = segments(sealed.audit_dir)
+        kept_lines = plain_bytes(path).splitlines()
+        head = json.loads(kept_lines[-1])
+        forged = [kept_lines[-2], kept_lines[-2]]
+        add = lambda lines: unplain(path, b"".join(line + b"\n" for line in kept_lines + chain(lines, (head["seq"], head["hash"]))))
+        add(forged)
+        assert f"sealed up to record {first - 1}, not sealed after it: 2\n" in alone().stdout
+        time = json.loads(forged[0])["time"].encode()
+        add([forged[0].replace(time, b"2100" + time[4:]), forged[1]])
+        assert alone().returncode == 1 and f"record {first}: not sealed" in alone().stderr
         key = sealed.state / "checkpoint.key"
         held = key.read_text()
         magic, ident, index, value = held.split()
@@ -197,6 +210,27 @@ def test_a_cut_end_is_named_by_the_key_that_the_host_holds(sealed, tmp_path):
     finally:
         shutil.rmtree(sealed.audit_dir)
         shutil.copytree(kept, sealed.audit_dir)
+
+
+def test_a_key_that_could_not_be_printed_is_no_success_and_no_output_ends_short_in_silence(sealed):
+    def full(*args):
+        with open("/dev/full", "w") as out:
+            argv = [KEYHATCHD, "audit", *args, "--config", sealed.config]
+            done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True)
+        return done.returncode, done.stderr
+
+    for verb in (["report"], ["report", "--html"], ["query"], ["query", "--csv"], ["tail"], ["verify"]):
+        code, said = full(*verb)
+        assert code == 1 and "cannot write to standard output" in said, (verb, code, said)
+    key = sealed.state / "checkpoint.key"
+    held = key.read_bytes()
+    try:
+        key.unlink()
+        code, said = full("keygen")
+        assert code == 1 and "is lost; run keygen again with --replace" in said
+    finally:
+        key.write_bytes(held)
+        key.chmod(0o600)
 
 
 def test_killed_at_any_time_an_honest_log_stays_whole_and_is_sealed_on():

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::AuditError;
 use super::entry::Entry;
 use super::event::Event;
-use super::files::{Kind, Lines, segments};
-use super::ratchet::{Ratchet, Seal};
+use super::files::{Kind, Lines, SegmentFile, segments};
+use super::ratchet::{MOST, Ratchet, Seal};
 use super::record::Record;
 use super::render::{Now, extra, record};
 use super::segment::Failure;
@@ -27,16 +27,20 @@ pub(super) const ROOM: usize = 1024;
 /// The first word of the key's file.
 const MAGIC: &str = "keyhatch-checkpoint-1";
 /// No key's file is longer.
-const MOST: u64 = 256;
-/// How far the log may be ahead of the key's file, which is written once a second where it can be.
-const AHEAD: u64 = 1 << 20;
+const LONGEST: u64 = 256;
+/// What the alert says of a log that was sealed and whose key is gone.
+const GONE: &str = "the key of checkpoints is gone; records are not sealed any more";
+
+/// What tells one file from another: the inode, which alone may be that of a file that is gone, and when its
+/// content was written, which unlike the inode's own change a link leaves alone.
+type Mark = (u64, i64, i64);
 
 /// The file with the key of the next checkpoint.
 #[derive(Debug)]
 pub(super) struct KeyFile {
     path: PathBuf,
-    /// The inode that was read or written last: another one is a new key.
-    seen: Option<u64>,
+    /// The file that was read or written last: another one is a new key.
+    seen: Option<Mark>,
     /// The key and the number of its checkpoint that the file has.
     has: Option<(String, u64)>,
 }
@@ -52,26 +56,27 @@ impl KeyFile {
 
     /// The key, where the file is another one than that of the last look.
     fn look(&mut self) -> Result<Option<Ratchet>, FileError> {
-        let inode = self.inode();
-        if inode.is_none() || inode == self.seen {
+        let mark = self.mark();
+        if mark.is_none() || mark == self.seen {
             return Ok(None);
         }
         // Whatever is wrong with it is told once.
-        self.seen = inode;
+        self.seen = mark;
         let key = load_key(&self.path, Trust::own())?;
         self.has = key.as_ref().map(|key| (key.id().to_owned(), key.index()));
         Ok(key)
     }
 
-    fn inode(&self) -> Option<u64> {
-        fs::symlink_metadata(&self.path).ok().map(|meta| meta.ino())
+    fn mark(&self) -> Option<Mark> {
+        let meta = fs::symlink_metadata(&self.path).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec()))
     }
 
     /// Replaces the key; what the old file held is written over.
     fn store(&mut self, key: &Ratchet) -> io::Result<()> {
         let now = (key.id().to_owned(), key.index());
         // A file that someone else has put there is a new key, which the next look takes up.
-        if self.has.as_ref() == Some(&now) || self.inode().is_some_and(|is| Some(is) != self.seen) {
+        if self.has.as_ref() == Some(&now) || self.mark().is_some_and(|is| Some(is) != self.seen) {
             return Ok(());
         }
         let old = OpenOptions::new()
@@ -79,9 +84,9 @@ impl KeyFile {
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(&self.path);
         files::replace(&self.path, text(key).as_bytes())?;
-        (self.seen, self.has) = (self.inode(), Some(now));
+        (self.seen, self.has) = (self.mark(), Some(now));
         let Ok(old) = old else { return Ok(()) };
-        let len = old.metadata()?.len().min(MOST);
+        let len = old.metadata()?.len().min(LONGEST);
         old.write_all_at(&vec![0; usize::try_from(len).unwrap_or(0)], 0)?;
         old.sync_data()
     }
@@ -95,9 +100,17 @@ fn text(key: &Ratchet) -> Zeroizing<String> {
 
 /// The key of the next checkpoint as the file at `path` has it; `None` where there is no file.
 pub fn load_key(path: &Path, trust: Trust) -> Result<Option<Ratchet>, FileError> {
-    let bytes = match files::read(path, Holds::Secrets, trust, MOST) {
-        Err(why) if why.is_absent() => return Ok(None),
-        bytes => Zeroizing::new(bytes?),
+    let mut looks = 0;
+    let bytes = loop {
+        let bytes = match files::read(path, Holds::Secrets, trust, LONGEST) {
+            Err(why) if why.is_absent() => return Ok(None),
+            bytes => Zeroizing::new(bytes?),
+        };
+        looks += 1;
+        // Who opened the file just before another took its place reads zeros that were written over it.
+        if looks == 3 || !bytes.contains(&0) {
+            break bytes;
+        }
     };
     let words = std::str::from_utf8(&bytes).unwrap_or_default();
     let mut words = words.split_ascii_whitespace();
@@ -150,14 +163,39 @@ pub(super) fn seal_of(members: &Map<String, Value>) -> Option<Seal> {
     })
 }
 
-/// The last checkpoint of `key` in the log, and the head that it seals.
-fn last_of(dir: &Path, key: &str) -> io::Result<Option<(Record, Seal)>> {
+fn newest_first(dir: &Path) -> io::Result<impl Iterator<Item = SegmentFile>> {
     let mut files = segments(dir)?;
     files.retain(|file| file.kind != Kind::SetAside);
-    while let Some(file) = files.pop() {
+    Ok(files.into_iter().rev())
+}
+
+fn is_checkpoint(line: &[u8]) -> bool {
+    memchr::memmem::find(line, br#","event":"audit.checkpoint","#).is_some()
+}
+
+/// Whether the newest records were sealed, and no alert after that has told that it ended.
+fn was_sealed(dir: &Path) -> io::Result<bool> {
+    let told = format!("\"what\":\"{GONE}\"");
+    for file in newest_first(dir)? {
+        let (mut lines, mut any, mut sealed) = (Lines::open(&file)?, false, false);
+        while let Some(line) = lines.next_line()? {
+            any = true;
+            sealed = is_checkpoint(line)
+                || sealed && memchr::memmem::find(line, told.as_bytes()).is_none();
+        }
+        if any {
+            return Ok(sealed);
+        }
+    }
+    Ok(false)
+}
+
+/// The last checkpoint of `key` in the log, and the head that it seals.
+fn last_of(dir: &Path, key: &str) -> io::Result<Option<(Record, Seal)>> {
+    for file in newest_first(dir)? {
         let (mut lines, mut last) = (Lines::open(&file)?, None);
         while let Some(line) = lines.next_line()? {
-            if memchr::memmem::find(line, br#","event":"audit.checkpoint","#).is_some() {
+            if is_checkpoint(line) {
                 last = Record::parse(line)
                     .and_then(|record| seal_of(&record.extra()).map(|seal| (record, seal)))
                     .filter(|(_, seal)| seal.key == key)
@@ -190,7 +228,7 @@ fn catch_up(key: &mut Ratchet, dir: &Path) -> Result<Option<String>, AuditError>
         return Ok(None);
     }
     let mut ahead = key.clone();
-    if seal.index - key.index() < AHEAD {
+    if seal.index - key.index() <= MOST {
         ahead.forward_to(seal.index);
         if record
             .before()
@@ -213,7 +251,11 @@ pub(super) fn open(
     dir: &Path,
 ) -> Result<(Option<Ratchet>, Option<String>), AuditError> {
     let Some(mut key) = file.look().map_err(AuditError::Key)? else {
-        return Ok((None, None));
+        // A log that cannot be read is told of elsewhere, and can be written all the same.
+        let alert = was_sealed(dir)
+            .unwrap_or(false)
+            .then(|| extra(&[("what", json!(GONE))]));
+        return Ok((None, alert));
     };
     let wrong = catch_up(&mut key, dir)?;
     let alert = wrong.map(|what| extra(&[("what", json!(what))]));
@@ -221,6 +263,13 @@ pub(super) fn open(
 }
 
 impl Writer {
+    /// Seals with that key from now on; where it is an older state of the one that is held, with that.
+    fn take_key(&mut self, key: Ratchet) {
+        if self.key.as_ref().is_none_or(|held| held.id() != key.id()) {
+            self.key = Some(key);
+        }
+    }
+
     /// Seals all records so far, where there is a key and something that it has not sealed.
     pub(super) fn checkpoint(&mut self) -> Result<(), Failure> {
         let Some(key) = self.key.as_mut().filter(|_| self.head.seq != self.sealed) else {
@@ -252,10 +301,11 @@ impl Writer {
 }
 
 impl Inner {
-    /// Writes a checkpoint where one is due, and takes up a key that is new.
-    pub(super) fn seal_records(&self) -> Option<Ratchet> {
+    /// Writes a checkpoint where one is due, and takes up a key that is new; the key of the next checkpoint and the
+    /// record that must be on disk before its file may have it.
+    pub(super) fn seal_records(&self) -> Option<(Ratchet, u64)> {
         match held(&self.key_file).as_mut()?.look() {
-            Ok(Some(key)) => self.writer().key = Some(key),
+            Ok(Some(key)) => self.writer().take_key(key),
             Ok(None) => {}
             Err(why) => tracing::warn!(%why, "no checkpoint can be sealed"),
         }
@@ -265,7 +315,9 @@ impl Inner {
             writer.checkpoint()?;
             Ok(writer.head.seq)
         });
-        self.writer().key.clone()
+        // Not the head that requests see: of a segment whose successor could not be made it lacks the checkpoint.
+        let writer = self.writer();
+        Some((writer.key.clone()?, writer.head.seq))
     }
 
     /// Puts a key into its file whose checkpoints before are on disk.
@@ -274,5 +326,64 @@ impl Inner {
         if let Some(Err(why)) = file.as_mut().map(|file| file.store(key)) {
             tracing::warn!(%why, "the key of the next checkpoint was not stored; an older one stays on disk");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::tests::Dir;
+    use super::super::{Log, Settings};
+    use super::*;
+
+    fn key(byte: u8) -> Ratchet {
+        Ratchet::start(Zeroizing::new([byte; 32]))
+    }
+
+    #[test]
+    fn a_new_key_in_the_inode_of_the_old_one_is_taken_up_and_not_written_over() {
+        let dir = Dir::new();
+        let path = dir.0.join("checkpoint.key");
+        begin(&path, &key(1), false).unwrap();
+        let mut file = KeyFile::new(&path);
+        let mut held = file.look().unwrap().unwrap();
+        held.forward();
+        file.store(&held).unwrap();
+        assert!(file.look().unwrap().is_none(), "it is what was stored");
+        // As where the old file is removed and the new one is given its inode.
+        fs::write(&path, text(&key(2)).as_bytes()).unwrap();
+        let later = SystemTime::now() + Duration::from_secs(1);
+        File::open(&path).unwrap().set_modified(later).unwrap();
+        held.forward();
+        file.store(&held).unwrap();
+        assert!(file.look().unwrap().unwrap().is(&key(2)));
+    }
+
+    #[test]
+    fn a_key_that_went_while_nobody_looked_is_told_once() {
+        let dir = Dir::new();
+        let path = dir.0.join("checkpoint.key");
+        begin(&path, &key(1), false).unwrap();
+        let open = || {
+            let mut settings = Settings::new(&dir.0);
+            (settings.journald, settings.key_file) = (false, Some(path.clone()));
+            let (log, _) = Log::open(settings).unwrap();
+            let _ = log.keep(&Entry::of(Event::PolicyLoaded)).unwrap();
+            log.close();
+        };
+        let alerts = || {
+            let [segment] = &segments(&dir.0).unwrap()[..] else {
+                panic!("one segment")
+            };
+            let text = fs::read_to_string(&segment.path).unwrap();
+            (text.matches(GONE).count(), text.matches("alert.").count())
+        };
+        open();
+        assert_eq!(alerts(), (0, 0));
+        fs::remove_file(&path).unwrap();
+        open();
+        open();
+        assert_eq!(alerts(), (1, 1));
     }
 }

@@ -184,8 +184,12 @@ impl Inner {
     /// Seals what came since the last checkpoint and syncs it; then the key that did so can go.
     fn sync_sealed(&self) -> Result<(), Unavailable> {
         let next = self.seal_records();
-        let synced = self.sync_to(self.head.load(Ordering::Acquire));
-        if let (Some(key), Ok(())) = (next, &synced) {
+        let seq = match &next {
+            Some((_, seq)) => *seq,
+            None => self.head.load(Ordering::Acquire),
+        };
+        let synced = self.sync_to(seq);
+        if let (Some((key, _)), Ok(())) = (next, &synced) {
             self.store_key(&key);
         }
         synced

@@ -15,6 +15,8 @@ const NEXT: &[u8] = b"keyhatch-audit-next-key";
 const NAME: &[u8] = b"keyhatch-audit-key-id";
 
 const KEY: usize = 32;
+/// No host seals more checkpoints than this, one each second for thirty years: whoever follows a key goes no further.
+pub(super) const MOST: u64 = 1_000_000_000;
 
 /// The key of one checkpoint.
 #[derive(Clone)]
@@ -51,6 +53,7 @@ impl Ratchet {
 
     /// Where an earlier one stood.
     pub(super) fn resume(id: &str, index: u64, key: &str) -> Option<Self> {
+        (index <= MOST).then_some(())?;
         Some(Self {
             id: id.to_owned(),
             index,
@@ -183,6 +186,7 @@ mod tests {
                 .unwrap()
                 .is(&ratchet)
         );
+        assert!(Ratchet::resume(ratchet.id(), u64::MAX, KEY).is_none());
         for bad in [
             "",
             "00",

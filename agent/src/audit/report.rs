@@ -169,6 +169,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// How many records the last sealed checkpoint does not stand for, where one stands for any.
+    #[must_use]
+    pub fn unsealed(&self) -> Option<u64> {
+        let head = self.head.as_ref()?;
+        Some(head.seq.saturating_sub(self.sealed?))
+    }
+
     /// Whether every record is as it was written.
     #[must_use]
     pub fn is_whole(&self) -> bool {

@@ -6,14 +6,12 @@
 use std::time::{Duration, SystemTime};
 
 use super::checkpoint::seal_of;
-use super::ratchet::Ratchet;
+use super::ratchet::{MOST, Ratchet};
 use super::record::Record;
 use super::report::Why;
 
 /// Records that are older than this when the log ends should have been sealed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// No host seals more checkpoints than this: one each second for a hundred years.
-const MOST: u64 = 3_200_000_000;
 
 /// What a log is checked against.
 #[derive(Clone, Debug)]
@@ -71,7 +69,8 @@ impl Seals {
         let why = match missing {
             Some(0) => None,
             Some(more) if more > MOST => Some(Why::Resealed { to }),
-            Some(_) if expired => None,
+            // Each checkpoint is a record, so that there are fewer of them.
+            Some(_) if expired && seal.index < to => None,
             Some(missing) => Some(Why::SealsMissing { missing, to }),
             None => Some(Why::Resealed { to }),
         };
@@ -91,8 +90,9 @@ impl Seals {
         None
     }
 
-    /// What is wrong with the end of a log whose last record was written at `end`.
-    pub(super) fn finish(&mut self, end: Option<SystemTime>) -> Option<Why> {
+    /// What is wrong with the end of a log; `latest` is the latest time in a record after the last checkpoint,
+    /// empty where there is none.
+    pub(super) fn finish(&mut self, latest: &str) -> Option<Why> {
         if self.broken {
             return None;
         }
@@ -101,9 +101,6 @@ impl Seals {
                 return Some(Why::OtherKey);
             }
             let mut true_one = self.sealing.key.clone();
-            if held.index() > MOST {
-                return Some(Why::KeyForged);
-            }
             true_one.forward_to(held.index());
             if !held.is(&true_one) {
                 return Some(Why::KeyForged);
@@ -119,10 +116,60 @@ impl Seals {
         let Some(last) = &self.last else {
             return Some(Why::Unsealed);
         };
-        let late = |end: SystemTime, last| end.duration_since(last).is_ok_and(|age| age > PATIENCE);
-        let (Some(end), Some(last)) = (end, last.when) else {
-            return None;
+        let sealed = last.when.filter(|_| !latest.is_empty())?;
+        let is_late = humantime::parse_rfc3339(latest)
+            // No daemon has written what is no time.
+            .map_or(true, |latest| {
+                latest
+                    .duration_since(sealed)
+                    .is_ok_and(|age| age > PATIENCE)
+            });
+        is_late.then_some(Why::Unsealed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::super::chain::{Hash, Head};
+    use super::super::entry::Entry;
+    use super::super::event::Event;
+    use super::super::render::{Clock, Now, extra, record};
+    use super::*;
+
+    /// The checkpoint `index` of `key` as record `seq`.
+    fn checkpoint(key: &Ratchet, index: u64, seq: u64) -> Record {
+        let (seq, hash) = (seq - 1, Hash::of(b"x"));
+        let head = Head { seq, hash };
+        let mut key = key.clone();
+        key.forward_to(index);
+        let seal = key.seal(&head);
+        let members = [
+            ("key", seal.key.into()),
+            ("index", index.into()),
+            ("hmac", seal.hmac.into()),
+        ];
+        let entry = Entry {
+            extra: Some(&extra(&members)),
+            ..Entry::of(Event::AuditCheckpoint)
         };
-        late(end, last).then_some(Why::Unsealed)
+        let mut line = Vec::new();
+        record(&mut line, &head, &entry, &mut Clock::new(), Now::read());
+        Record::parse(&line).unwrap()
+    }
+
+    #[test]
+    fn a_log_whose_beginning_expired_has_fewer_checkpoints_than_records() {
+        let key = Ratchet::start(Zeroizing::new([1; 32]));
+        let found = |index, seq| {
+            let mut seals = Seals::new(Sealing {
+                key: key.clone(),
+                held: None,
+            });
+            seals.checkpoint(&checkpoint(&key, index, seq), 5)
+        };
+        assert_eq!(found(6, 7), None);
+        assert_eq!(found(7, 7), Some(Why::SealsMissing { missing: 7, to: 7 }));
     }
 }

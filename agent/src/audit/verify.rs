@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::AuditError;
 use super::chain::{Hash, Head, Link};
 use super::files::{Lines, Tail, segments};
-use super::record::{Record, time_of};
+use super::record::{Record, time_text};
 use super::report::{Bad, Report, Why};
 use super::sealed::{Sealing, Seals};
 
@@ -38,8 +38,8 @@ pub struct Verifier {
     seals: Option<Seals>,
     /// The first record that the last good checkpoint does not seal.
     unsealed: Option<(u64, Place)>,
-    /// How the last line begins: it says when it was written.
-    end: Vec<u8>,
+    /// The latest time in a record that the last good checkpoint does not seal.
+    latest: String,
     report: Report,
 }
 
@@ -59,7 +59,7 @@ impl Verifier {
             expired: Vec::new(),
             seals: None,
             unsealed: None,
-            end: Vec::new(),
+            latest: String::new(),
             report: Report::default(),
         }
     }
@@ -106,9 +106,11 @@ impl Verifier {
         {
             self.bad_at(place, link.seq, Why::Rewritten);
         }
-        if self.seals.is_some() {
-            self.end.clear();
-            self.end.extend_from_slice(&bytes[..bytes.len().min(64)]);
+        if self.seals.is_some()
+            && let Some(time) = time_text(bytes)
+            && self.latest.as_str() < time
+        {
+            time.clone_into(&mut self.latest);
         }
         if self.follows(&link) {
             self.head = Some((link.head(), self.at.clone()));
@@ -222,6 +224,7 @@ impl Verifier {
         let why = seals.checkpoint(record, first);
         if seals.last() != sealed {
             self.unsealed = None;
+            self.latest.clear();
         }
         if let (Some(why), Some((seq, place))) = (why, self.unsealed.clone()) {
             self.bad_seal(place, seq..=record.seq, why);
@@ -237,7 +240,7 @@ impl Verifier {
 
     fn finish_seals(&mut self, end: u64) {
         let Some(seals) = &mut self.seals else { return };
-        let why = seals.finish(time_of(&self.end));
+        let why = seals.finish(&self.latest);
         self.report.sealed = seals.last();
         let Some(why) = why else { return };
         let (seq, place) = match (&why, self.unsealed.take()) {

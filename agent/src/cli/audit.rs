@@ -1,8 +1,8 @@
 //! `keyhatchd audit`: reading the audit log. It works on the files, with or without a running daemon.
 
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 
@@ -164,17 +164,21 @@ impl At {
 
     /// The folder that is meant: the service's where it has a configuration, else the caller's own.
     pub fn find(&self) -> Result<PathBuf, String> {
-        match &self.dir {
-            Some(dir) => Ok(dir.clone()),
-            None => self.load().map(|config| config.audit.dir.clone()),
-        }
+        self.find_with_config().map(|(dir, _)| dir)
     }
 
     /// The configuration that is meant; none where the folder was named itself.
     pub fn config(&self) -> Result<Option<Config>, String> {
+        self.find_with_config().map(|(_, config)| config)
+    }
+
+    /// Both.
+    pub fn find_with_config(&self) -> Result<(PathBuf, Option<Config>), String> {
         match &self.dir {
-            Some(_) => Ok(None),
-            None => self.load().map(Some),
+            Some(dir) => Ok((dir.clone(), None)),
+            None => self
+                .load()
+                .map(|config| (config.audit.dir.clone(), Some(config))),
         }
     }
 
@@ -196,15 +200,17 @@ impl At {
 
 fn print_tail(dir: &std::path::Path, args: &Tail) -> Result<u8, AuditError> {
     let color = colored();
+    let mut said = Ok(());
     audit::tail(dir, args.follow, args.lines, |record| {
         let line = match args.format {
             Some(format) => format.line(record),
             None if args.json => record.line.clone(),
             None => audit::format_line(record, color),
         };
-        say(&line)
+        said = say(&line);
+        said.is_ok()
     })?;
-    Ok(0)
+    Ok(printed(said, 0))
 }
 
 fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
@@ -224,16 +230,15 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
     };
     let color = colored();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    if args.csv {
-        let _ = writeln!(out, "{HEADER}");
-    }
+    let mut said = if args.csv {
+        writeln!(out, "{HEADER}")
+    } else {
+        Ok(())
+    };
     audit::lines(dir, &filter, |line| {
-        // Who reads may have gone.
         if args.json {
-            return out
-                .write_all(line)
-                .and_then(|()| out.write_all(b"\n"))
-                .is_ok();
+            said = out.write_all(line).and_then(|()| out.write_all(b"\n"));
+            return said.is_ok();
         }
         let Some(record) = Record::parse(line) else {
             return true;
@@ -243,10 +248,10 @@ fn print_query(dir: &std::path::Path, args: &Query) -> Result<u8, AuditError> {
             None if args.csv => csv(&record),
             None => audit::format_line(&record, color),
         };
-        writeln!(out, "{text}").is_ok()
+        said = writeln!(out, "{text}");
+        said.is_ok()
     })?;
-    let _ = out.flush();
-    Ok(0)
+    Ok(printed(said.and_then(|()| out.flush()), 0))
 }
 
 /// The columns of comma-separated values.
@@ -259,10 +264,22 @@ fn colored() -> bool {
     std::io::stdout().is_terminal() && !unwanted
 }
 
-/// Prints a line; false once nobody reads any more.
-pub(super) fn say(line: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+/// Prints a line.
+pub(super) fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush())
+}
+
+/// The exit code once something was `said`, else what failed. Who reads may have gone, as `head` does, which is
+/// no failure.
+pub(super) fn printed(said: io::Result<()>, code: u8) -> u8 {
+    match said {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => fail(
+            exit::FAILED,
+            format!("cannot write to standard output: {why}"),
+        ),
+        _ => code,
+    }
 }
 
 fn csv(record: &Record) -> String {
@@ -308,9 +325,9 @@ fn csv_cell(text: &str) -> String {
 
 pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
-        return SystemTime::now()
-            .checked_sub(span)
-            .ok_or_else(|| "that is before time began".into());
+        // RFC 3339 is written from 1970 on; there is no record before.
+        let at = SystemTime::now().checked_sub(span);
+        return Ok(at.map_or(UNIX_EPOCH, |at| at.max(UNIX_EPOCH)));
     }
     humantime::parse_rfc3339_weak(text)
         .map_err(|_| "write 2026-01-31T12:00:00Z, or a span such as 2h".into())

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
-use super::audit::{At, moment};
+use super::audit::{At, moment, printed};
 use super::{exit, fail};
 use crate::review::{self, Ask};
 
@@ -26,9 +26,9 @@ pub struct Report {
 }
 
 pub fn report(args: &Report) -> u8 {
-    let (dir, config) = match (args.at.find(), args.at.config()) {
-        (Ok(dir), Ok(config)) => (dir, config),
-        (Err(why), _) | (_, Err(why)) => return fail(exit::CONFIG, why),
+    let (dir, config) = match args.at.find_with_config() {
+        Ok(found) => found,
+        Err(why) => return fail(exit::CONFIG, why),
     };
     let review = review::review(&Ask {
         dir: &dir,
@@ -51,7 +51,6 @@ pub fn report(args: &Report) -> u8 {
     } else {
         review::text(&review)
     };
-    // Who reads may have gone.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    0
+    let mut out = std::io::stdout().lock();
+    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()), 0)
 }

@@ -1,12 +1,13 @@
 //! `keyhatchd audit verify` and `audit keygen`: whether the log is as it was written, even by whoever owns the host.
 
+use std::fmt::Write;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::audit::{At, say};
+use super::audit::{At, printed, say};
 use super::{exit, fail};
 use crate::audit::{self, Hash, Head, KEY_FILE, Ratchet, Report, Sealing};
 use crate::files::Trust;
@@ -48,12 +49,14 @@ pub fn verify(args: &Verify) -> u8 {
 }
 
 fn what_to_check(args: &Verify) -> Result<(PathBuf, Option<Sealing>), (u8, String)> {
-    let dir = args.at.find().map_err(|why| (exit::CONFIG, why))?;
+    let (dir, config) = args
+        .at
+        .find_with_config()
+        .map_err(|why| (exit::CONFIG, why))?;
     let Some(path) = &args.key else {
         return Ok((dir, None));
     };
     let key = read_key(path).map_err(|why| (exit::FAILED, why))?;
-    let config = args.at.config().map_err(|why| (exit::CONFIG, why))?;
     let held = match config {
         Some(config) => held(&config.agent.state_dir).map_err(|why| (exit::FAILED, why))?,
         None => None,
@@ -79,9 +82,13 @@ fn read_key(path: &Path) -> Result<Ratchet, String> {
 fn held(state_dir: &Path) -> Result<Option<Ratchet>, String> {
     let path = state_dir.join(KEY_FILE);
     let held = audit::load_key(&path, Trust::of_daemon(state_dir)).map_err(|why| {
-        format!(
-            "{why}; as another user, name the log with --dir: a cut end shows by --head alone then"
-        )
+        if why.is_forbidden() {
+            format!(
+                "{why}; as another user, name the log with --dir: a cut end shows by --head alone then"
+            )
+        } else {
+            why.to_string()
+        }
     })?;
     match held {
         Some(held) => Ok(Some(held)),
@@ -97,26 +104,28 @@ fn show(report: &Report, args: &Verify) -> u8 {
         Some(head) => format!("{}:{}", head.seq, head.hash),
         None => "0:".to_owned(),
     };
-    if args.json {
+    let said = if args.json {
         let bad: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
         say(&serde_json::json!({
             "whole": report.is_whole(), "segments": report.segments, "records": report.records,
-            "head": head, "sealed": report.sealed, "bad": bad,
+            "head": head, "sealed": report.sealed, "unsealed": report.unsealed(), "bad": bad,
         })
-        .to_string());
+        .to_string())
     } else if report.is_whole() {
         let (records, segments) = (report.records, report.segments);
-        let sealed = report
-            .sealed
-            .map(|seq| format!("; sealed up to record {seq}"));
-        let sealed = sealed.unwrap_or_default();
-        say(&format!(
-            "{records} records in {segments} segments, whole; head {head}{sealed}"
-        ));
+        let mut text = format!("{records} records in {segments} segments, whole; head {head}");
+        if let Some(seq) = report.sealed {
+            let _ = write!(text, "; sealed up to record {seq}");
+        }
+        if let Some(more) = report.unsealed().filter(|more| *more > 0) {
+            let _ = write!(text, ", not sealed after it: {more}");
+        }
+        say(&text)
     } else {
         report.bad.iter().for_each(|bad| eprintln!("{bad}"));
-    }
-    if report.is_whole() { 0 } else { exit::FAILED }
+        Ok(())
+    };
+    printed(said, if report.is_whole() { 0 } else { exit::FAILED })
 }
 
 pub fn keygen(args: &Keygen) -> u8 {
@@ -150,7 +159,14 @@ pub fn keygen(args: &Keygen) -> u8 {
             fail(exit::FAILED, format!("cannot make {path}: {why}"))
         };
     }
-    say(&key.reveal());
+    if let Err(why) = say(&key.reveal()) {
+        return fail(
+            exit::FAILED,
+            format!(
+                "the key could not be printed ({why}) and is lost; run keygen again with --replace"
+            ),
+        );
+    }
     if io::stderr().is_terminal() {
         eprintln!(
             "Keep this key off this host; it is not shown again. The daemon begins to seal within a second."

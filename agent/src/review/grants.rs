@@ -168,15 +168,23 @@ fn smaller(out: &mut String, role: &RoleView<'_>, used: &Used<'_>) {
     if !out.is_empty() {
         out.push('\n');
     }
-    if grants.is_empty() {
+    if grants.is_empty() && role.deny.is_empty() {
         let _ = writeln!(out, "# [role.{}]: nothing of it was used", key(role.name));
         return;
     }
-    let _ = writeln!(out, "[role.{}]\ngrants = [", key(role.name));
-    for ((of, actions), names) in &grants {
-        line(out, of, names, actions);
+    let _ = writeln!(out, "[role.{}]", key(role.name));
+    if !grants.is_empty() {
+        out.push_str("grants = [\n");
+        for ((of, actions), names) in &grants {
+            line(out, of, names, actions);
+        }
+        out.push_str("]\n");
     }
-    out.push_str("]\n");
+    // Where no grant is left either: a deny counts against what other roles grant.
+    denied(out, role);
+}
+
+fn denied(out: &mut String, role: &RoleView<'_>) {
     if role.deny.is_empty() {
         return;
     }

@@ -112,7 +112,11 @@ impl Page {
         let tiles = [
             ("", totals.records, "records"),
             ("", totals.allowed, "requests allowed"),
-            ("deny", totals.denied + totals.flooded, "denied"),
+            (
+                "deny",
+                totals.denied.saturating_add(totals.flooded),
+                "denied",
+            ),
             ("alert", totals.alerts, "alerts"),
             ("", review.heat.len() as u64, "bots that read"),
             ("", review.unrotated.len() as u64, "secrets to rotate"),
@@ -340,7 +344,7 @@ impl Page {
         let buckets = &review.timeline;
         let most = buckets
             .iter()
-            .map(|bucket| bucket.allowed + bucket.denied)
+            .map(|bucket| bucket.allowed.saturating_add(bucket.denied))
             .max();
         let Some(most) = most.filter(|most| *most > 0) else {
             return;

@@ -1,15 +1,18 @@
 //! What the audit log says of bots, secrets and the policy over some time: `keyhatchd audit report`.
 //!
-//! `tally` counts lines on every core, `grants` compares what was used with what is granted; `text` and `html`
-//! show it; `ecs` and `ocsf` are single records in the words of a SIEM. Everything that a peer chose is escaped where it is shown.
+//! `tally` counts lines on every core, and by `hours`; `rows` is what the report has of it; `grants` compares what was
+//! used with what is granted; `text` and `html` show it; `ecs` and `ocsf` are single records in the words of a SIEM.
+//! Everything that a peer chose is escaped where it is shown.
 
 // A test may fail by a panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod ecs;
 mod grants;
+mod hours;
 mod html;
 mod ocsf;
+mod rows;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,8 @@ use crate::audit::{self, AuditError, Record, Span};
 use crate::policy::Policy;
 use tally::Tally;
 
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
 /// The most rows of one table; what is left out is counted.
 const ROWS: usize = 2_000;
 /// The most records that one alert shows as evidence.

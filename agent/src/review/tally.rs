@@ -2,48 +2,39 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::{
-    Access, Alert, Ask, Bucket, Denied, EVIDENCE, Happened, Moment, ROWS, Review, Totals, Unrotated,
-};
+use super::hours::{ALERTS, ALLOWED, DENIED, Hours};
+use super::{Access, Alert, Denied, EVIDENCE, Happened, Moment, Totals};
 use crate::audit::{Brief, Record, sentence, time_text};
 
 /// Pairs that are told apart by one worker; names that a peer makes up are endless.
 const PAIRS: usize = 50_000;
 /// The most alerts, and other events, that are kept in full.
 const KEPT: usize = 500;
-/// More buckets than this are added up to days.
-const BUCKETS: u64 = 24 * 8;
-/// No timeline is longer, whatever a clock said that was set wrong.
-const MOST_BUCKETS: u64 = 4_000;
-const HOURS: usize = 7 * 24;
-const DAY: u64 = 24 * 60 * 60;
 
 /// What was counted.
 #[derive(Default)]
 pub(super) struct Tally {
-    totals: Totals,
-    first: Option<Moment>,
-    last: Option<Moment>,
+    pub totals: Totals,
+    pub first: Option<Moment>,
+    pub last: Option<Moment>,
     /// The first record of the log, however long ago.
-    begins: Option<String>,
+    pub begins: Option<String>,
     /// By bot and secret.
-    reads: HashMap<String, HashMap<String, Access>>,
+    pub reads: HashMap<String, HashMap<String, Access>>,
     /// By bot and route.
     routes: HashMap<String, BTreeSet<String>>,
     /// Bots that listed names.
     lists: BTreeSet<String>,
-    denied: HashMap<(String, Option<String>, String), Denied>,
+    pub denied: HashMap<(String, Option<String>, String), Denied>,
     pairs: usize,
-    rotated: HashMap<String, String>,
-    alerts: BTreeMap<u64, (Alert, Vec<u64>)>,
-    heat: HashMap<String, Vec<u64>>,
-    hours: HashMap<String, [u64; 3]>,
-    happened: BTreeMap<u64, Happened>,
-    day: (String, usize),
+    pub rotated: HashMap<String, String>,
+    /// Each with the first records that it points to.
+    pub alerts: BTreeMap<u64, (Alert, Vec<u64>)>,
+    pub hours: Hours,
+    pub happened: BTreeMap<u64, Happened>,
 }
 
 /// What of the grants was used, by bot.
@@ -134,7 +125,7 @@ impl Tally {
             return;
         }
         self.totals.allowed += 1;
-        self.at_hour(record, 0, 1);
+        self.hours.at_hour(record.time, ALLOWED, 1);
         if what == "list" {
             if !self.lists.contains(bot) {
                 self.lists.insert(bot.to_owned());
@@ -152,8 +143,9 @@ impl Tally {
         }
         if let Some(secret) = record.secret.as_deref()
             && self.access(bot, secret, what, record.time)
+            && what == "read"
         {
-            self.at_hour_of_week(bot, record.time);
+            self.hours.at_hour_of_week(bot, record.time);
         }
     }
 
@@ -196,7 +188,7 @@ impl Tally {
 
     fn refused(&mut self, record: &Brief<'_>) {
         self.totals.denied += 1;
-        self.at_hour(record, 1, 1);
+        self.hours.at_hour(record.time, DENIED, 1);
         let who = match (record.bot.as_deref(), &record.peer) {
             (Some(bot), _) => bot.to_owned(),
             (None, Some(peer)) => {
@@ -239,7 +231,7 @@ impl Tally {
         self.rotation(record);
         if record.event.starts_with("alert.") {
             self.totals.alerts += 1;
-            self.at_hour(record, 2, 1);
+            self.hours.at_hour(record.time, ALERTS, 1);
             self.alert(record, line);
         } else if !matches!(&*record.event, "audit.checkpoint" | "secret.used") {
             self.happened_in_full(record.seq, line);
@@ -256,9 +248,9 @@ impl Tally {
             .into_iter()
             .flatten()
             .filter_map(|flood| flood.get("count")?.as_u64())
-            .sum();
-        self.totals.flooded += flooded;
-        self.at_hour(brief, 1, flooded);
+            .fold(0, u64::saturating_add);
+        self.totals.flooded = self.totals.flooded.saturating_add(flooded);
+        self.hours.at_hour(brief.time, DENIED, flooded);
         let evidence = extra.get("evidence").and_then(Value::as_array);
         let evidence = evidence.into_iter().flatten().filter_map(Value::as_u64);
         let alert = Alert {
@@ -268,9 +260,10 @@ impl Tally {
             bot: record.bot.clone(),
             says: sentence(&record),
             evidence: Vec::new(),
-            evidence_count: 0,
+            evidence_count: evidence.clone().count(),
         };
-        keep_newest(&mut self.alerts, record.seq, (alert, evidence.collect()));
+        let shown = evidence.take(EVIDENCE).collect();
+        keep_newest(&mut self.alerts, record.seq, (alert, shown));
     }
 
     fn happened_in_full(&mut self, seq: u64, line: &[u8]) {
@@ -284,41 +277,13 @@ impl Tally {
         }
     }
 
-    fn at_hour(&mut self, record: &Brief<'_>, column: usize, count: u64) {
-        let Some(hour) = record.time.get(..13) else {
-            return;
-        };
-        if !self.hours.contains_key(hour) {
-            self.hours.insert(hour.to_owned(), [0; 3]);
-        }
-        if let Some(counts) = self.hours.get_mut(hour) {
-            counts[column] += count;
-        }
-    }
-
-    fn at_hour_of_week(&mut self, bot: &str, time: &str) {
-        let (Some(date), Some(hour)) = (time.get(..10), time.get(11..13)) else {
-            return;
-        };
-        if self.day.0 != date {
-            self.day = (date.to_owned(), weekday(date));
-        }
-        let hour = hour.parse::<usize>().unwrap_or(0).min(23);
-        if !self.heat.contains_key(bot) {
-            self.heat.insert(bot.to_owned(), vec![0; HOURS]);
-        }
-        if let Some(hours) = self.heat.get_mut(bot) {
-            hours[self.day.1 * 24 + hour] += 1;
-        }
-    }
-
     /// Adds what another worker counted.
     pub(super) fn merge(mut self, other: Self) -> Self {
         let totals = &mut self.totals;
         totals.records += other.totals.records;
         totals.allowed += other.totals.allowed;
         totals.denied += other.totals.denied;
-        totals.flooded += other.totals.flooded;
+        totals.flooded = totals.flooded.saturating_add(other.totals.flooded);
         totals.alerts += other.totals.alerts;
         totals.left_out += other.totals.left_out;
         self.first = [self.first, other.first].into_iter().flatten().min();
@@ -346,18 +311,7 @@ impl Tally {
             let own = self.rotated.entry(secret).or_default();
             *own = std::mem::take(own).max(time);
         }
-        for (bot, hours) in other.heat {
-            let own = self.heat.entry(bot).or_insert_with(|| vec![0; HOURS]);
-            own.iter_mut()
-                .zip(hours)
-                .for_each(|(own, more)| *own += more);
-        }
-        for (hour, counts) in other.hours {
-            let own = self.hours.entry(hour).or_default();
-            own.iter_mut()
-                .zip(counts)
-                .for_each(|(own, more)| *own += more);
-        }
+        self.hours.merge(other.hours);
         for (seq, alert) in other.alerts {
             keep_newest(&mut self.alerts, seq, alert);
         }
@@ -370,7 +324,7 @@ impl Tally {
     /// The records that alerts point to.
     pub(super) fn evidence(&self) -> impl Iterator<Item = u64> {
         let alerts = self.alerts.values();
-        alerts.flat_map(|(_, seqs)| seqs.iter().copied().take(EVIDENCE))
+        alerts.flat_map(|(_, seqs)| seqs.iter().copied())
     }
 
     pub(super) fn used(&self) -> Used<'_> {
@@ -383,67 +337,6 @@ impl Tally {
             routes: routes.map(|(bot, routes)| (bot.as_str(), routes)).collect(),
             lists: self.lists.iter().map(String::as_str).collect(),
         }
-    }
-
-    pub(super) fn into_review(self, evidence: &BTreeMap<u64, Happened>, ask: &Ask<'_>) -> Review {
-        let unrotated = self.unrotated(ask);
-        let mut totals = self.totals;
-        let mut reads: Vec<Access> = self
-            .reads
-            .into_values()
-            .flat_map(HashMap::into_values)
-            .collect();
-        reads.sort_by(|a, b| (&a.bot, &a.secret).cmp(&(&b.bot, &b.secret)));
-        for access in reads.drain(reads.len().min(ROWS)..) {
-            totals.left_out += access.reads + access.watches + access.uses + access.rotations;
-        }
-        let mut denied: Vec<Denied> = self.denied.into_values().collect();
-        denied.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.seq.cmp(&b.seq)));
-        for left_out in denied.drain(denied.len().min(ROWS)..) {
-            totals.left_out += left_out.count;
-        }
-        let alerts = self.alerts.into_values().rev();
-        let alerts = alerts.map(|(alert, seqs)| Alert {
-            evidence_count: seqs.len(),
-            evidence: seqs
-                .iter()
-                .filter_map(|seq| evidence.get(seq).cloned())
-                .collect(),
-            ..alert
-        });
-        Review {
-            first: self.first,
-            last: self.last,
-            totals,
-            reads,
-            denied,
-            unrotated,
-            rotate_within_days: ask.rotate_within.as_secs() / DAY,
-            alerts: alerts.collect(),
-            heat: self.heat.into_iter().collect(),
-            timeline: timeline(self.hours),
-            happened: self.happened.into_values().rev().collect(),
-            ..Review::default()
-        }
-    }
-
-    /// What was read in this time, and not rotated for too long.
-    fn unrotated(&self, ask: &Ask<'_>) -> Vec<Unrotated> {
-        let secrets: BTreeSet<&String> = self.reads.values().flat_map(HashMap::keys).collect();
-        let age = |secret: &&String| {
-            let rotated = self.rotated.get(*secret);
-            let at = humantime::parse_rfc3339(rotated.or(self.begins.as_ref())?).ok()?;
-            let age = ask.now.duration_since(at).ok()?;
-            (age >= ask.rotate_within).then(|| Unrotated {
-                secret: (*secret).clone(),
-                rotated: rotated.cloned(),
-                days: age.as_secs() / DAY,
-            })
-        };
-        let mut found: Vec<Unrotated> = secrets.iter().filter_map(age).collect();
-        found.sort_by(|a, b| b.days.cmp(&a.days).then_with(|| a.secret.cmp(&b.secret)));
-        found.truncate(ROWS);
-        found
     }
 }
 
@@ -479,56 +372,4 @@ fn keep_newest<T>(all: &mut BTreeMap<u64, T>, seq: u64, one: T) {
     if all.len() > KEPT {
         all.pop_first();
     }
-}
-
-/// From the first hour to the last, those without a request too.
-fn timeline(hours: HashMap<String, [u64; 3]>) -> Vec<Bucket> {
-    let hours: BTreeMap<u64, [u64; 3]> = hours
-        .into_iter()
-        .filter_map(|(hour, counts)| Some((number_of(&hour)?, counts)))
-        .collect();
-    let ends = hours.first_key_value().zip(hours.last_key_value());
-    let Some((first, last)) = ends.map(|((first, _), (last, _))| (*first, *last)) else {
-        return Vec::new();
-    };
-    let (step, len) = if last - first < BUCKETS {
-        (1, 13)
-    } else {
-        (24, 10)
-    };
-    let most = first / step + MOST_BUCKETS;
-    let bucket = |at: u64| {
-        let [allowed, denied, alerts] = hours
-            .range(at * step..(at + 1) * step)
-            .fold([0; 3], |sums, (_, counts)| {
-                [0, 1, 2].map(|at| sums[at] + counts[at])
-            });
-        let begins = UNIX_EPOCH + Duration::from_secs(at * step * 3600);
-        let mut begins = humantime::format_rfc3339_seconds(begins).to_string();
-        begins.truncate(len);
-        Bucket {
-            begins,
-            allowed,
-            denied,
-            alerts,
-        }
-    };
-    (first / step..=(last / step).min(most))
-        .map(bucket)
-        .collect()
-}
-
-/// The hours since 1970 of `2026-01-31T12`.
-fn number_of(hour: &str) -> Option<u64> {
-    let at = humantime::parse_rfc3339(&format!("{hour}:00:00Z")).ok()?;
-    Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs() / 3600)
-}
-
-/// The day of the week of `2026-01-31`, Monday first.
-fn weekday(date: &str) -> usize {
-    let midnight = humantime::parse_rfc3339(&format!("{date}T00:00:00Z")).ok();
-    let since = midnight.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    // 1 January 1970 was a Thursday.
-    let days = since.map_or(0, |since| since.as_secs() / DAY);
-    usize::try_from((days + 3) % 7).unwrap_or(0)
 }

@@ -75,6 +75,28 @@ fn what_workers_counted_adds_up() {
 }
 
 #[test]
+fn what_a_hostile_flood_counts_ends_at_the_most_and_watches_are_no_reads() {
+    let floods = format!(
+        ",\"floods\":[{{\"count\":{0}}},{{\"count\":{0}}}],\"prev\"",
+        u64::MAX
+    );
+    let flood = |seq| {
+        read(seq, "2026-02-01T10:00:00.000001Z", "a", "x", "info")
+            .replace("secret.read", "alert.flood")
+            .replace(",\"prev\"", &floods)
+    };
+    let watch = read(3, "2026-02-01T10:00:00.000001Z", "a", "x", "allow")
+        .replace("secret.read", "secret.watch");
+    let review = counted(&[flood(1), flood(2), watch], "");
+    assert_eq!(
+        (review.totals.flooded, review.timeline[0].denied),
+        (u64::MAX, u64::MAX)
+    );
+    assert!(!html(&review).is_empty() && !text(&review).is_empty());
+    assert_eq!((review.reads[0].watches, review.heat.len()), (1, 0));
+}
+
+#[test]
 fn a_long_time_is_shown_by_day_and_a_clock_set_wrong_fills_no_memory() {
     let lines = [
         read(1, "2026-01-01T10:00:00.000001Z", "a", "x", "allow"),
@@ -132,6 +154,28 @@ fn names_that_a_peer_makes_up_are_bounded_and_counted() {
     assert_eq!(review.denied.len(), ROWS);
     let shown: u64 = review.denied.iter().map(|denied| denied.count).sum();
     assert_eq!(shown + review.totals.left_out, 60_000);
+}
+
+#[test]
+fn an_alert_that_points_to_one_record_many_times_shows_ten() {
+    let alert = read(2, "2026-02-27T00:00:00.000001Z", "a", "x", "info")
+        .replace("secret.read", "alert.name_scan")
+        .replace(
+            ",\"prev\"",
+            &format!(",\"evidence\":[{}1],\"prev\"", "1,".repeat(99)),
+        );
+    let mut tally = Tally::default();
+    tally.count(alert.as_bytes(), "");
+    let happened = Happened {
+        seq: 1,
+        time: String::new(),
+        says: String::new(),
+    };
+    let review = tally.into_review(&BTreeMap::from([(1, happened)]), &ask());
+    let [alert] = &review.alerts[..] else {
+        panic!("{:?}", review.alerts)
+    };
+    assert_eq!((alert.evidence.len(), alert.evidence_count), (10, 100));
 }
 
 #[test]

@@ -30,10 +30,10 @@ pub(super) fn line(seq: u64) -> Vec<u8> {
 }
 
 /// A folder that goes away with its test.
-struct Dir(PathBuf);
+pub(super) struct Dir(pub PathBuf);
 
 impl Dir {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path =
