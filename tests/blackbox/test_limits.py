@@ -331,6 +331,14 @@ def test_a_body_over_64_kib_is_413_however_its_length_is_told(agent):
     healthy(agent)
 
 
+def test_a_bot_that_still_sends_its_body_reads_why_it_is_refused(agent):
+    """An ordinary client writes its request to the end first, and would break its pipe on a socket that is closed."""
+    for method, path, status in (("POST", "/v1/batch", 413), ("POST", "/v1/use/nowhere/x", 403), ("PUT", KEY, 405)):
+        reply = agent.get(path, None, method, b" " * (8 << 20))
+        assert (reply.status, reply.json()["status"]) == (status, status), reply
+    healthy(agent)
+
+
 def test_lengths_that_contradict_each_other_smuggle_nothing(agent):
     """Whatever length is believed, the bytes behind it are never answered as a request of their own."""
     hidden = b"GET /v1/whoami" + HEAD + b"\r\n"

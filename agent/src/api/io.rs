@@ -5,13 +5,14 @@
 //! have waited too long. See `server::sweep`.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -41,6 +42,8 @@ pub struct Stall {
     /// What comes in while an answer is made is a body, which has its own time, or the next request.
     answering: AtomicBool,
     write: AtomicU32,
+    /// All is answered, and the peer has not closed its end yet.
+    leave: AtomicU32,
     /// Requests whose bodies stream: their pauses are the upstream's.
     using: AtomicU32,
     /// Told when there is none of them any more.
@@ -98,13 +101,13 @@ impl Stall {
         self.write.load(Relaxed) != 0
     }
 
-    /// Whether a head or a write has waited longer than it may.
+    /// Whether a head, a write or a goodbye has waited longer than it may.
     pub fn is_overdue(&self, now: u32, head: u32, write: u32) -> bool {
         let waits = |since: &AtomicU32, bound: u32| {
             let since = since.load(Relaxed);
             since != 0 && now.saturating_sub(since) > bound
         };
-        waits(&self.head, head) || waits(&self.write, write)
+        waits(&self.head, head) || waits(&self.write, write) || waits(&self.leave, head)
     }
 
     fn begin(since: &AtomicU32, clock: &Seconds) {
@@ -159,6 +162,20 @@ impl Io {
             Poll::Ready(Ok(count)) if *count >= offered => self.stall.write.store(0, Relaxed),
             Poll::Ready(Err(_)) => {}
             _ => Stall::begin(&self.stall.write, &self.clock),
+        }
+    }
+
+    /// Throws away what a peer still sends after its answer, until it closes its end: to close on it would break its
+    /// pipe, and it would not read why it was refused (RFC 9112 section 9.6).
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Stall::begin(&self.stall.leave, &self.clock);
+        let mut unwanted = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut read = ReadBuf::uninit(&mut unwanted);
+            let done = ready!(Pin::new(&mut self.stream).poll_read(cx, read.unfilled()));
+            if done.is_err() || read.filled().is_empty() {
+                return Poll::Ready(());
+            }
         }
     }
 }
@@ -216,6 +233,11 @@ impl Write for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        // What was a WebSocket has said its own goodbye.
+        if !self.stall.is_using() {
+            ready!(self.poll_leave(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
