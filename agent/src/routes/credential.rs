@@ -1,6 +1,6 @@
 //! From a lease of the secret to what a request is written with, and what its answer is searched for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -39,6 +39,31 @@ pub struct Credential {
     pub(super) identity: Option<Identity>,
     pub(super) token: Option<Token>,
     pub(super) mask: Arc<Mask>,
+}
+
+/// The credential that requests under way are written with, where it is the same for all; it goes with the last of them.
+#[derive(Default)]
+pub(super) struct Shared(Mutex<Option<(Arc<str>, Weak<Credential>)>>);
+
+impl Shared {
+    fn get(&self, version: &Arc<str>) -> Option<Arc<Credential>> {
+        let shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_version = shared.as_ref().filter(|(of, _)| Arc::ptr_eq(of, version));
+        of_version.and_then(|(_, credential)| credential.upgrade())
+    }
+
+    fn set(&self, version: &Arc<str>, credential: &Arc<Credential>) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *shared = Some((Arc::clone(version), Arc::downgrade(credential)));
+    }
+}
+
+/// Whether it writes the same into each request.
+fn is_fixed(inject: &Inject) -> bool {
+    matches!(
+        inject,
+        Inject::Header { .. } | Inject::Query { .. } | Inject::Basic { .. }
+    )
 }
 
 /// A secret that was granted for one request.
@@ -114,7 +139,12 @@ impl Route {
         granted: &Granted<'_>,
         outgoing: &Outgoing,
         body: Option<&[u8]>,
-    ) -> Result<Credential, Failure> {
+    ) -> Result<Arc<Credential>, Failure> {
+        let is_fixed = self.config.inject.iter().all(is_fixed);
+        let version = granted.version.id();
+        if is_fixed && let Some(same) = self.shared.get(version) {
+            return Ok(same);
+        }
         let mut writing = Writing {
             granted,
             outgoing,
@@ -134,7 +164,11 @@ impl Route {
                 writing.write(inject)?;
             }
         }
-        writing.parts.finish(granted.arena)
+        let credential = Arc::new(writing.parts.finish(granted.arena)?);
+        if is_fixed {
+            self.shared.set(version, &credential);
+        }
+        Ok(credential)
     }
 
     async fn access_token(

@@ -19,7 +19,7 @@ use super::credential::Credential;
 use super::exchange::Answered;
 use super::failure::Failure;
 use super::headers;
-use super::mask::{Mask, Stream};
+use super::mask::Stream;
 use super::pool::Pool;
 use super::tally::Tally;
 use crate::config::Cost;
@@ -43,7 +43,8 @@ pub type Told = Box<dyn FnOnce(Summary) + Send>;
 /// The body of an answer.
 pub struct Download {
     body: Incoming,
-    mask: Arc<Mask>,
+    /// Held so that other requests may share it meanwhile.
+    credential: Arc<Credential>,
     stream: Stream,
     patience: Duration,
     silence: Pin<Box<Sleep>>,
@@ -67,7 +68,7 @@ impl Answered {
     pub fn searched(
         self,
         route: &Route,
-        credential: &Credential,
+        credential: &Arc<Credential>,
         told: Told,
     ) -> (response::Parts, Download) {
         let Self {
@@ -77,13 +78,12 @@ impl Answered {
             ..
         } = self;
         let (cost, tally) = route.counts_cost(&head.headers);
-        let mask = Arc::clone(&credential.mask);
-        let masked = mask.headers(&mut head.headers);
+        let masked = credential.mask.headers(&mut head.headers);
         // The reason phrase is any text, and of no use.
         head.extensions.clear();
         let mut download = Download {
-            stream: Stream::new(Arc::clone(&mask)),
-            mask,
+            stream: Stream::new(Arc::clone(&credential.mask)),
+            credential: Arc::clone(credential),
             body,
             patience: route.patience(),
             silence: Box::pin(sleep(route.patience())),
@@ -241,7 +241,7 @@ impl Body for Download {
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
                         headers::from_upstream(&mut trailers);
-                        this.masked += this.mask.headers(&mut trailers);
+                        this.masked += this.credential.mask.headers(&mut trailers);
                         this.trailers = Some(trailers);
                         this.last(Bytes::new())
                     }

@@ -61,6 +61,13 @@ impl<S> Inserting<S> {
     }
 }
 
+/// A part of what is written.
+struct Piece<'a> {
+    bytes: &'a [u8],
+    /// Where it is a value, or the rest of one: the number of its insertion, and how long the token is.
+    token: Option<(usize, usize)>,
+}
+
 /// The first token in `bytes`: where it stands, and which it is.
 fn first(all: &[Insertion], bytes: &[u8]) -> Option<(usize, usize)> {
     let places = all.iter().enumerate().filter_map(|(number, insertion)| {
@@ -73,45 +80,116 @@ fn first(all: &[Insertion], bytes: &[u8]) -> Option<(usize, usize)> {
     places.min()
 }
 
+/// What is written for `slices`. Of the value that comes first, `written` bytes are out already.
+fn pieces<'a>(
+    all: &'a [Insertion],
+    slices: &'a [io::IoSlice<'_>],
+    mut written: usize,
+) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::with_capacity(slices.len() + 2 * all.len());
+    for slice in slices {
+        let mut rest: &[u8] = slice;
+        while let Some((at, number)) = first(all, rest) {
+            let Insertion { token, value } = &all[number];
+            pieces.extend((at > 0).then(|| Piece::plain(&rest[..at])));
+            pieces.push(Piece {
+                bytes: &value[std::mem::take(&mut written)..],
+                token: Some((number, token.len())),
+            });
+            rest = &rest[at + token.len()..];
+        }
+        pieces.extend((!rest.is_empty()).then(|| Piece::plain(rest)));
+    }
+    pieces
+}
+
+impl<'a> Piece<'a> {
+    fn plain(bytes: &'a [u8]) -> Self {
+        Self { bytes, token: None }
+    }
+}
+
+/// What is gone of the pieces once `count` bytes of them are written.
+#[derive(Default)]
+struct Gone {
+    /// How much of what was to be written. A token goes whole, once its value has.
+    taken: usize,
+    /// Of the value at which it stopped.
+    of_value: usize,
+    /// The insertions that are done.
+    done: Vec<usize>,
+}
+
+impl Gone {
+    fn of(pieces: &[Piece<'_>], mut count: usize) -> Self {
+        let mut gone = Self::default();
+        for piece in pieces {
+            let part = count.min(piece.bytes.len());
+            let is_whole = part == piece.bytes.len();
+            count -= part;
+            match piece.token {
+                None => gone.taken += part,
+                Some((number, len)) if is_whole => {
+                    gone.taken += len;
+                    gone.done.push(number);
+                }
+                Some(_) => gone.of_value = part,
+            }
+            if !is_whole {
+                break;
+            }
+        }
+        gone
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let mut all = this.insertions.lock();
-        let Some((at, number)) = first(&all, bytes) else {
-            drop(all);
-            return Pin::new(&mut this.stream).poll_write(cx, bytes);
-        };
-        if at > 0 {
-            return Pin::new(&mut this.stream).poll_write(cx, &bytes[..at]);
-        }
-        let value = &all[number].value;
-        while this.written < value.len() {
-            let rest = &value[this.written..];
-            let count = ready!(Pin::new(&mut this.stream).poll_write(cx, rest))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            this.written += count;
-        }
-        this.written = 0;
-        // The token is taken whole: it is never cut, since what stands before it is taken alone.
-        Poll::Ready(Ok(all.swap_remove(number).token.len()))
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
+    /// Head and values leave together: as one record where it is TLS, and in one packet where they fit.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.insertions.lock().is_empty() {
-            return Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices);
+        let this = self.get_mut();
+        let mut all = this.insertions.lock();
+        if all.is_empty() {
+            drop(all);
+            return Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         }
-        let head = slices.iter().find(|slice| !slice.is_empty());
-        self.poll_write(cx, head.map_or(&[], |slice| slice))
+        loop {
+            let pieces = pieces(&all, slices, this.written);
+            let out: Vec<_> = pieces
+                .iter()
+                .map(|piece| io::IoSlice::new(piece.bytes))
+                .collect();
+            let mut count = 0;
+            if out.iter().any(|slice| !slice.is_empty()) {
+                count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, &out))?;
+                if count == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+            }
+            let gone = Gone::of(&pieces, count);
+            if gone.taken > 0 || count == 0 {
+                this.written = gone.of_value;
+                let mut number = 0;
+                all.retain(|_| {
+                    number += 1;
+                    !gone.done.contains(&(number - 1))
+                });
+                return Poll::Ready(Ok(gone.taken));
+            }
+            // A part of a value is nothing that could be told.
+            this.written += gone.of_value;
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -154,32 +232,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_leave_as_values_through_a_narrow_pipe() {
+    async fn tokens_leave_as_values_through_narrow_and_wide_pipes() {
         let arena = Arena::new(65536).unwrap();
-        let (near, mut far) = tokio::io::duplex(3);
-        let insertions = Insertions::default();
         let long = "CANARY-".repeat(20);
-        insertions.set(vec![
-            insertion(&arena, "TOKEN-1", &long),
-            insertion(&arena, "TOKEN-2", ""),
-        ]);
+        for room in (1..20).chain([150, 180, 1000]) {
+            let (near, mut far) = tokio::io::duplex(room);
+            let insertions = Insertions::default();
+            insertions.set(vec![
+                insertion(&arena, "TOKEN-1", &long),
+                insertion(&arena, "TOKEN-2", ""),
+                insertion(&arena, "TOKEN-3", "CANARY-3"),
+            ]);
+            let mut stream = Inserting::new(near, insertions);
+            let read = tokio::spawn(async move {
+                let mut out = String::new();
+                far.read_to_string(&mut out).await.unwrap();
+                out
+            });
+            let (head, body) = (b"a: TOKEN-1TOKEN-3\r\nb: TOKEN-2\r\n\r\n", b"a body");
+            let slices = [io::IoSlice::new(head), io::IoSlice::new(body)];
+            let taken = stream.write_vectored(&slices).await.unwrap();
+            let rest = [&head[..], body].concat().split_off(taken);
+            stream.write_all(&rest).await.unwrap();
+            // Once written, a token means nothing.
+            stream.write_all(b" TOKEN-1").await.unwrap();
+            drop(stream);
+            assert_eq!(
+                read.await.unwrap(),
+                format!("a: {long}CANARY-3\r\nb: \r\n\r\na body TOKEN-1"),
+                "{room}"
+            );
+            assert_eq!(arena.used(), 0, "what is written is let go");
+        }
+    }
+
+    #[tokio::test]
+    async fn head_and_values_leave_at_once() {
+        let arena = Arena::new(65536).unwrap();
+        let (near, mut far) = tokio::io::duplex(1000);
+        let insertions = Insertions::default();
+        insertions.set(vec![insertion(&arena, "TOKEN-1", "CANARY-1")]);
         let mut stream = Inserting::new(near, insertions);
-        let read = tokio::spawn(async move {
-            let mut out = String::new();
-            far.read_to_string(&mut out).await.unwrap();
-            out
-        });
-        stream
-            .write_all(b"a: TOKEN-1\r\nb: TOKEN-2\r\n\r\nbody")
-            .await
-            .unwrap();
-        // Once written, a token means nothing.
-        stream.write_all(b" TOKEN-1").await.unwrap();
-        drop(stream);
-        assert_eq!(
-            read.await.unwrap(),
-            format!("a: {long}\r\nb: \r\n\r\nbody TOKEN-1")
-        );
-        assert_eq!(arena.used(), 0, "what is written is let go");
+        let slices = [io::IoSlice::new(b"a: TOKEN-1\r\n\r\n"), io::IoSlice::new(b"b")];
+        assert_eq!(stream.write_vectored(&slices).await.unwrap(), 15);
+        let mut out = [0; 1000];
+        let count = far.read(&mut out).await.unwrap();
+        assert_eq!(&out[..count], b"a: CANARY-1\r\n\r\nb");
     }
 }

@@ -56,6 +56,7 @@ pub use usage::{Counters, Limit, Turn};
 use crate::config;
 use crate::files::{self, Holds, Trust};
 use crate::http::{self, Address};
+use credential::Shared;
 use oauth2::Tokens;
 use pool::Pool;
 use usage::Usage;
@@ -72,6 +73,7 @@ pub struct Route {
     config: config::Route,
     tls: Tls,
     pool: Arc<Pool>,
+    shared: Shared,
     tokens: Arc<Tokens>,
     shares: Arc<Shares>,
     usage: Arc<Usage>,
@@ -174,6 +176,7 @@ impl Route {
             config: config.clone(),
             tls,
             pool: Arc::default(),
+            shared: Shared::default(),
             tokens: kept.map_or_else(Arc::default, |old| Arc::clone(&old.tokens)),
             shares: Arc::clone(&all.shares),
             usage: counted.map_or_else(

@@ -87,7 +87,7 @@ impl Used {
         &self,
         outgoing: &Outgoing,
         body: Option<&[u8]>,
-    ) -> Result<Credential, Failure> {
+    ) -> Result<Arc<Credential>, Failure> {
         let granted = Granted {
             permit: &self.permit,
             arena: self.connection.context.cache.arena(),
