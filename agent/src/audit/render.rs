@@ -96,6 +96,9 @@ fn common(line: &mut Vec<u8>, entry: &Entry<'_>) {
 /// A record is one line without control characters, whatever whitespace the members came with: those of
 /// C0 stand between members only, DEL and those of C1 in strings only.
 fn members(out: &mut Vec<u8>, extra: &str) {
+    if extra.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
+        return out.extend_from_slice(extra.as_bytes());
+    }
     for c in extra.chars() {
         match c {
             '\0'..='\x1f' => out.push(b' '),
@@ -117,7 +120,8 @@ pub fn extra(members: &[(&str, serde_json::Value)]) -> String {
         }
         quoted(&mut out, key);
         out.push(b':');
-        out.extend_from_slice(value.to_string().as_bytes());
+        // Text and numbers into memory: there is nothing to fail.
+        let _ = serde_json::to_writer(&mut out, value);
     }
     String::from_utf8(out).unwrap_or_default()
 }

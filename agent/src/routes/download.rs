@@ -47,7 +47,8 @@ pub struct Download {
     credential: Arc<Credential>,
     stream: Stream,
     patience: Duration,
-    silence: Pin<Box<Sleep>>,
+    /// Made once it is waited for: a small answer is there with its head.
+    silence: Option<Pin<Box<Sleep>>>,
     /// Trailers that wait for the last bytes before them.
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -86,7 +87,7 @@ impl Answered {
             credential: Arc::clone(credential),
             body,
             patience: route.patience(),
-            silence: Box::pin(sleep(route.patience())),
+            silence: None,
             trailers: None,
             ended: false,
             largest: route.largest_answer(),
@@ -136,16 +137,10 @@ impl Download {
     fn end(&mut self) {
         self.ended = true;
         self.tell(true);
-        let Some(mut link) = self.link.take() else {
-            return;
-        };
-        if self.found() == 0 {
-            let pool = Arc::clone(&self.pool);
-            tokio::spawn(async move {
-                if link.sender.ready().await.is_ok() {
-                    pool.put(link);
-                }
-            });
+        if let Some(link) = self.link.take()
+            && self.found() == 0
+        {
+            self.pool.put(link);
         }
     }
 
@@ -190,13 +185,15 @@ impl Download {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 let frame = frame.map(|frame| frame.map_err(|_| Failure::NoAnswer));
-                if matches!(frame, Some(Ok(_))) {
-                    self.silence.as_mut().reset(Instant::now() + self.patience);
+                if let (Some(Ok(_)), Some(silence)) = (&frame, &mut self.silence) {
+                    silence.as_mut().reset(Instant::now() + self.patience);
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
-                ready!(self.silence.as_mut().poll(cx));
+                let patience = self.patience;
+                let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(patience)));
+                ready!(silence.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Failure::Timeout(self.patience))))
             }
         }

@@ -1,6 +1,8 @@
 //! Which headers go on. A request is built anew: what the bot says of the connection, of the host, of another method
 //! or path, or where the credential goes, stays behind.
 
+use std::borrow::Cow;
+
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName, HeaderValue};
 
@@ -65,11 +67,14 @@ pub fn to_upstream(of_bot: &HeaderMap, injected: &[HeaderName]) -> HeaderMap {
     let named = named_by_connection(of_bot);
     let stays_behind = |name: &HeaderName| {
         // Gateways of CGI's kind take `_` and `-` for the same.
-        let plain = name.as_str().replace('_', "-");
+        let plain = match name.as_str() {
+            odd if odd.contains('_') => Cow::Owned(odd.replace('_', "-")),
+            plain => Cow::Borrowed(plain),
+        };
         OF_CONNECTION.iter().any(|other| *other == *plain)
-            || NOT_OF_BOTS.contains(&plain.as_str())
+            || NOT_OF_BOTS.contains(&&*plain)
             || plain.starts_with(OURS)
-            || named.contains(&plain)
+            || named.iter().any(|other| *other == *plain)
             || injected.iter().any(|other| *other == *plain)
     };
     let mut headers: HeaderMap = of_bot

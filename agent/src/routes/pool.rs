@@ -27,15 +27,15 @@ impl Pool {
     /// The connection that was used last, opened as `identity` says; those opened otherwise are of an earlier secret.
     pub fn take(&self, identity: Option<&Arc<str>>) -> Option<Link> {
         let mut waiting = self.waiting();
-        while let Some((_, link)) = waiting.idle.pop() {
-            if link.sender.is_ready() && link.identity.as_ref() == identity {
-                return Some(link);
-            }
-        }
-        None
+        waiting.idle.retain(|(_, link)| {
+            !link.sender.is_closed() && link.identity.as_ref() == identity
+        });
+        let ready = |(_, link): &(Instant, Link)| link.sender.is_ready();
+        let last = waiting.idle.iter().rposition(ready)?;
+        Some(waiting.idle.remove(last).1)
     }
 
-    /// Lets a connection wait.
+    /// Lets a connection wait. It may still be about to see that its answer has ended.
     pub fn put(self: &Arc<Self>, link: Link) {
         let mut waiting = self.waiting();
         if waiting.idle.len() >= MOST {
