@@ -268,6 +268,10 @@ def test_route_try_shows_what_would_be_sent_and_sends_nothing(agent):
     assert "x-kept: 1\n" in said and "authorization: Bearer ***\n" in said and "mine" not in said
     assert said.endswith("nothing was sent\nallowed by the route\n")
     assert "once an operator approves" in tries("pay", "/payouts/1", "--method", "POST")[1]
+    told = json.loads(tries("pay", "/payouts/1?x=1", "--method", "POST", "--json")[1])
+    assert (told["method"], told["target"], told["decision"]) == ("POST", "/payouts/1?x=1", "allow")
+    assert ["authorization", "Bearer ***"] in told["headers"] and told["waits_for"] == "approve"
+    assert (told["upstream"], told["proxy"]) == (agent.upstream.address, None)
     assert tries("pay", "/../x")[0] == tries("none", "/x")[0] == 2
     config = agent.dir / "try.toml"
     signed = route("aws", "https://s3.test", '{ sigv4 = { region = "eu-west-1", service = "s3" } }')
@@ -279,6 +283,8 @@ def test_route_try_shows_what_would_be_sent_and_sends_nothing(agent):
     assert "x-amz-acl: private" in done.stdout and "mine" not in done.stdout
     done = agent.verb("route", "try", "--config", config, "pay", "/else", check=False)
     assert done.returncode == 77 and "denied, no_grant, by " in done.stdout
+    done = agent.verb("route", "try", "--config", config, "pay", "/else", "--json", check=False)
+    assert done.returncode == 77 and json.loads(done.stdout)["reason"] == "no_grant"
     assert KEY not in said and len(agent.upstream.seen) == before
     done = agent.verb("check", "--content-only", "--config", config, check=False)
     assert '"POST /payouts/**", which `allow` has nothing of' in done.stdout + done.stderr

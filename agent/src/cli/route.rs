@@ -2,12 +2,13 @@
 
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
+use serde_json::json;
 
 use super::{ConfigAt, exit, fail, say};
 use crate::audit::safe;
 use crate::config::{self, Config, Depth};
 use crate::policy::Call;
-use crate::routes::{Outgoing, Target, preview};
+use crate::routes::{Outgoing, Preview, Target, preview};
 
 #[derive(clap::Subcommand)]
 pub enum Verb {
@@ -30,8 +31,18 @@ pub struct Args {
     /// A header of the bot's; may be given several times
     #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
     header: Vec<(HeaderName, HeaderValue)>,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     at: ConfigAt,
+}
+
+/// What the route says of a call.
+enum Verdict {
+    Allowed,
+    Waits,
+    Denied { reason: String, rule: String },
 }
 
 pub fn route(verb: Verb) -> u8 {
@@ -71,25 +82,63 @@ fn attempt(config: &Config, args: Args) -> u8 {
         method: outgoing.method.as_str(),
         path: &outgoing.target.path,
     };
-    for line in preview(route, &outgoing).lines() {
-        say(safe(line));
+    let verdict = judge(config, route, &call);
+    let preview = preview(route, &outgoing);
+    if args.json {
+        say(as_json(route, &preview, &verdict));
+    } else {
+        tell(route, &preview, &verdict);
     }
-    say(format_args!(
-        "\nto {}, nothing was sent",
-        route.upstream.authority()
-    ));
-    if let Some(refused) = config.policy.refuses(&call) {
-        let rule = refused.rule().map_or("", |rule| rule);
-        say(format_args!("denied, {}, by {rule}", refused.reason()));
-        return exit::DENIED;
+    match verdict {
+        Verdict::Denied { .. } => exit::DENIED,
+        _ => 0,
+    }
+}
+
+fn judge(config: &Config, route: &config::Route, call: &Call<'_>) -> Verdict {
+    if let Some(refused) = config.policy.refuses(call) {
+        return Verdict::Denied {
+            reason: refused.reason().to_string(),
+            rule: refused.rule().map(ToString::to_string).unwrap_or_default(),
+        };
     }
     let mut waits = route.approve.iter();
     if waits.any(|waits| waits.may_mean(call.method, call.path)) {
-        say("allowed by the route, once an operator approves of it");
+        Verdict::Waits
     } else {
-        say("allowed by the route");
+        Verdict::Allowed
     }
-    0
+}
+
+fn tell(route: &config::Route, preview: &Preview, verdict: &Verdict) {
+    for line in preview.to_string().lines() {
+        say(safe(line));
+    }
+    let proxy = route.proxy.as_ref();
+    say(format_args!(
+        "\nto {}{}, nothing was sent",
+        route.upstream.authority(),
+        proxy
+            .map(|proxy| format!(" through {proxy}"))
+            .unwrap_or_default()
+    ));
+    match verdict {
+        Verdict::Denied { reason, rule } => say(format_args!("denied, {reason}, by {rule}")),
+        Verdict::Waits => say("allowed by the route, once an operator approves of it"),
+        Verdict::Allowed => say("allowed by the route"),
+    }
+}
+
+fn as_json(route: &config::Route, preview: &Preview, verdict: &Verdict) -> serde_json::Value {
+    let (decision, reason, rule) = match verdict {
+        Verdict::Denied { reason, rule } => ("deny", Some(reason), Some(rule)),
+        _ => ("allow", None, None),
+    };
+    json!({
+        "method": preview.method, "target": preview.target, "headers": preview.headers, "besides": preview.besides,
+        "upstream": route.upstream.to_string(), "proxy": route.proxy.as_ref().map(ToString::to_string),
+        "decision": decision, "reason": reason, "rule": rule, "waits_for": matches!(verdict, Verdict::Waits).then_some("approve"),
+    })
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

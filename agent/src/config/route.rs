@@ -13,7 +13,7 @@ use super::section::{self, Section, checked_name, duration};
 use super::source::Source;
 use super::{Depth, held};
 use crate::files::Holds;
-use crate::http::Address;
+use crate::http::{Address, Pin};
 use crate::policy::{At, CallPattern, Report, RouteInput, suggest};
 
 /// How long an upstream may be silent unless told otherwise: a model may think for minutes.
@@ -34,6 +34,10 @@ pub struct Route {
     pub field: Option<String>,
     /// Authorities instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Public keys of which the upstream has one; empty where any will do.
+    pub pins: Vec<Pin>,
+    /// The HTTP proxy that leads there.
+    pub proxy: Option<Address>,
     /// Whether the upstream may be at a private or loopback address.
     pub allow_private: bool,
     /// How much each bot may do with it.
@@ -47,12 +51,18 @@ pub struct Route {
 }
 
 impl Route {
-    /// The ports of the servers that its access tokens come from.
-    pub fn token_ports(&self) -> impl Iterator<Item = u16> {
-        self.inject.iter().filter_map(|inject| match inject {
+    /// The ports that are connected to for it.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let server = |inject: &Inject| match inject {
             Inject::OAuth2(oauth2) => Some(oauth2.server.target().1),
             _ => None,
-        })
+        };
+        if let Some(proxy) = &self.proxy {
+            return vec![proxy.target().1];
+        }
+        let of_tokens = self.inject.iter().filter_map(server);
+        of_tokens.chain([self.upstream.target().1]).collect()
     }
 }
 
@@ -103,6 +113,8 @@ fn read(
         "allow",
         "deny",
         "ca_file",
+        "pins",
+        "proxy",
         "allow_private",
         "limits",
         "preset",
@@ -153,6 +165,8 @@ fn read(
         secret: secret.as_ref()?.0.clone(),
         field: secret?.1,
         ca_file: read_ca_file(section, depth, report),
+        pins: read_pins(section, report),
+        proxy: read_proxy(section, report),
         allow_private,
         limits: read_limits(section, report),
         require: read_conditions(section, report),
@@ -253,6 +267,36 @@ fn read_ca_file(section: &Section<'_>, depth: Depth, report: &mut Report) -> Opt
     Some(path)
 }
 
+fn read_pins(section: &Section<'_>, report: &mut Report) -> Vec<Pin> {
+    let texts = section.get("pins").and_then(|value| value.strings(report));
+    let mut pins = Vec::new();
+    for At { value: text, place } in texts.unwrap_or_default() {
+        match Pin::parse(text) {
+            Ok(pin) => pins.push(pin),
+            Err(error) => report.error(&place, format!("`pins`: {error}")),
+        }
+    }
+    pins
+}
+
+fn read_proxy(section: &Section<'_>, report: &mut Report) -> Option<Address> {
+    let At { value: text, place } = section.string("proxy", report)?;
+    match Address::parse(text) {
+        Ok(address) if address.is_tls() => {
+            let why = "write http://HOST:PORT, what goes through it is TLS all the way";
+            report.error(&place, format!("`proxy` is {text:?}, {why}"));
+            None
+        }
+        Ok(address) => Some(address),
+        Err(_) => {
+            // It may hold a password.
+            let why = "write http://HOST:PORT, without a user, a password or a path";
+            report.error(&place, format!("`proxy` is not such an address, {why}"));
+            None
+        }
+    }
+}
+
 /// A field has no fields of its own; a token and a client certificate are as secret as any credential.
 fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
     let mut say = |text: String| report.error(&section.place_of("inject"), text);
@@ -262,6 +306,9 @@ fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
         say(format!(
             "`inject` names fields, but `secret` is the field {field:?} already, name fields in one of them"
         ));
+    }
+    if !route.pins.is_empty() && !route.upstream.is_tls() {
+        say("`pins` are of keys in TLS, but `upstream` is not https".into());
     }
     for inject in &route.inject {
         match inject {

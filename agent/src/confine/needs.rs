@@ -88,8 +88,7 @@ impl Needs {
         }
         for route in &config.routes {
             needs.upstream(variable);
-            needs.connect.insert(route.upstream.target().1);
-            needs.connect.extend(route.token_ports());
+            needs.connect.extend(route.ports());
             if let Some(file) = &route.ca_file {
                 needs.read_beside(file);
             }

@@ -80,6 +80,16 @@ impl Address {
         (&self.host, self.port)
     }
 
+    /// Host and port, as `CONNECT` names them (RFC 9110 section 9.3.6).
+    #[must_use]
+    pub fn connect_target(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
     /// The name that the server's certificate must be for.
     #[must_use]
     pub fn server_name(&self) -> Option<ServerName<'static>> {

@@ -6,6 +6,7 @@
 
 mod address;
 mod client;
+mod pin;
 mod pool;
 mod read;
 #[cfg(test)]
@@ -15,5 +16,6 @@ mod tls;
 pub use address::{Address, AddressError};
 pub use client::{Client, Failure, Request, Response, once};
 pub(crate) use client::{tls_words, unanswered};
+pub use pin::{Pin, PinError};
 pub use read::{Bound, Content};
 pub use tls::{Identity, TlsError, tls};

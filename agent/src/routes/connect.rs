@@ -1,6 +1,5 @@
-//! A connection to an upstream: the name is resolved once, each address checked, and a checked one connected to.
+//! A connection to an upstream.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +7,17 @@ use std::time::Duration;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use super::Route;
-use super::address;
 use super::failure::Failure;
 use super::identity::Identity;
 use super::insert::{Inserting, Insertions};
 use super::upload::Upload;
-use crate::http::{Address, tls_words};
+use super::way::Way;
+use crate::http::{Pin, tls_words};
 
 /// How long a connection may take, its name and TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ impl Route {
     }
 
     async fn connect_now(&self, identity: Option<&Identity>) -> Result<Link, Failure> {
-        let stream = tcp(&self.config.upstream, self.config.allow_private).await?;
+        let stream = Way::of(&self.config).tcp(&self.config.upstream).await?;
         let remote = stream.peer_addr().map_err(Failure::Connect)?;
         // A small request must not wait for the answer to the one before.
         stream.set_nodelay(true).map_err(Failure::Connect)?;
@@ -64,6 +64,7 @@ impl Route {
                 .connect(name, stream)
                 .await
                 .map_err(|error| Failure::Tls(tls_words(&error)))?;
+            self.check_pins(&stream)?;
             begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
         } else {
             begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
@@ -75,23 +76,21 @@ impl Route {
             identity: identity.map(|identity| Arc::clone(&identity.version)),
         })
     }
-}
 
-/// A connection to one of the addresses of `server`, each checked before.
-pub(super) async fn tcp(server: &Address, allow_private: bool) -> Result<TcpStream, Failure> {
-    let found = lookup_host(server.target()).await;
-    let mut why = Failure::Resolve(io::ErrorKind::NotFound.into());
-    for address in found.map_err(Failure::Resolve)? {
-        if let Err(kind) = address::check(address.ip(), allow_private) {
-            why = Failure::Address(address.ip(), kind);
-            continue;
+    /// Whether the server that was trusted has one of the keys that this route wants. Nothing was sent yet.
+    fn check_pins(&self, stream: &TlsStream<TcpStream>) -> Result<(), Failure> {
+        let pins = &self.config.pins;
+        if pins.is_empty() {
+            return Ok(());
         }
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => why = Failure::Connect(error),
+        let shown = stream.get_ref().1.peer_certificates();
+        let own = shown.and_then(|chain| Pin::of(chain.first()?));
+        if own.is_some_and(|own| pins.contains(&own)) {
+            return Ok(());
         }
+        let own = own.map_or_else(|| "unreadable".to_owned(), |own| own.to_string());
+        Err(Failure::Pin(own))
     }
-    Err(why)
 }
 
 async fn begin(

@@ -14,6 +14,7 @@ use super::insert::Insertion;
 use super::mask::Mask;
 use super::oauth2::Token;
 use super::token_request::TokenRequest;
+use super::way::Way;
 use super::whole::{Room, Shares};
 use super::{hmac, sigv4};
 use crate::cache::{Entry, Form, Lease, LoadError, Permit, Version};
@@ -205,7 +206,7 @@ impl Route {
         };
         Ok(TokenRequest {
             oauth2: oauth2.clone(),
-            allow_private: self.config.allow_private,
+            way: Way::of(&self.config),
             tls,
             identity,
             arena: Arc::clone(granted.arena),

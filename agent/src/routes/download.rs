@@ -192,7 +192,9 @@ impl Download {
             }
             Poll::Pending => {
                 let patience = self.patience;
-                let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(patience)));
+                let silence = self
+                    .silence
+                    .get_or_insert_with(|| Box::pin(sleep(patience)));
                 ready!(silence.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Failure::Timeout(self.patience))))
             }

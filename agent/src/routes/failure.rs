@@ -21,6 +21,12 @@ pub enum Failure {
     /// Nobody listens.
     #[error("the upstream cannot be connected to: {0}")]
     Connect(io::Error),
+    /// The proxy does not lead there; its status, where it said one.
+    #[error("the proxy does not connect to the upstream: {}", status_words(*.0))]
+    Proxy(Option<u16>),
+    /// None of the keys that the route wants.
+    #[error("the upstream's public key is {0}, which is none of this route's pins")]
+    Pin(String),
     /// No TLS.
     #[error("TLS with the upstream: {0}")]
     Tls(String),
@@ -82,4 +88,12 @@ pub enum Failure {
     /// No room for the credential.
     #[error("{0}")]
     Full(#[from] Full),
+}
+
+fn status_words(status: Option<u16>) -> String {
+    match status {
+        Some(407) => "it wants a user and a password (407), which routes have none of".into(),
+        Some(status) => format!("it answers {status}"),
+        None => "it does not answer as one".into(),
+    }
 }

@@ -273,7 +273,10 @@ mod tests {
         let insertions = Insertions::default();
         insertions.set(vec![insertion(&arena, "TOKEN-1", "CANARY-1")]);
         let mut stream = Inserting::new(near, insertions);
-        let slices = [io::IoSlice::new(b"a: TOKEN-1\r\n\r\n"), io::IoSlice::new(b"b")];
+        let slices = [
+            io::IoSlice::new(b"a: TOKEN-1\r\n\r\n"),
+            io::IoSlice::new(b"b"),
+        ];
         assert_eq!(stream.write_vectored(&slices).await.unwrap(), 15);
         let mut out = [0; 1000];
         let count = far.read(&mut out).await.unwrap();

@@ -31,6 +31,7 @@ mod token_request;
 mod tunnel;
 mod upload;
 mod usage;
+mod way;
 mod whole;
 
 use std::collections::HashMap;
@@ -48,7 +49,7 @@ pub use download::{Download, Summary, Told};
 pub use exchange::{Answered, Outgoing};
 pub use failure::Failure;
 pub use path::{BadPath, Target};
-pub use preview::preview;
+pub use preview::{Preview, preview};
 pub use tunnel::is_websocket;
 pub use upload::{Progress, Upload};
 pub use usage::{Counters, Limit, Turn};

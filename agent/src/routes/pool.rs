@@ -27,9 +27,9 @@ impl Pool {
     /// The connection that was used last, opened as `identity` says; those opened otherwise are of an earlier secret.
     pub fn take(&self, identity: Option<&Arc<str>>) -> Option<Link> {
         let mut waiting = self.waiting();
-        waiting.idle.retain(|(_, link)| {
-            !link.sender.is_closed() && link.identity.as_ref() == identity
-        });
+        waiting
+            .idle
+            .retain(|(_, link)| !link.sender.is_closed() && link.identity.as_ref() == identity);
         let ready = |(_, link): &(Instant, Link)| link.sender.is_ready();
         let last = waiting.idle.iter().rposition(ready)?;
         Some(waiting.idle.remove(last).1)

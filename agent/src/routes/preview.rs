@@ -1,6 +1,6 @@
 //! What a route would send, with nothing of the secret: that is not even looked up.
 
-use std::fmt::Write;
+use std::fmt;
 
 use hyper::header::HeaderName;
 
@@ -20,9 +20,21 @@ struct Written {
     besides: Vec<String>,
 }
 
-/// The head of the request, as it would leave, and what would go with it.
+/// A request as it would leave.
+pub struct Preview {
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// In the order in which they are written.
+    pub headers: Vec<(String, String)>,
+    /// What goes with it and is no part of its head, or is shown on the way.
+    pub besides: Vec<String>,
+}
+
+/// What would be sent.
 #[must_use]
-pub fn preview(route: &config::Route, outgoing: &Outgoing) -> String {
+pub fn preview(route: &config::Route, outgoing: &Outgoing) -> Preview {
     let mut written = Written::default();
     route.inject.iter().for_each(|inject| written.add(inject));
     let signs = |inject: &Inject| matches!(inject, Inject::SigV4(_));
@@ -32,23 +44,35 @@ pub fn preview(route: &config::Route, outgoing: &Outgoing) -> String {
     } else {
         written.target(outgoing)
     };
-    let mut out = format!("{} {target}", outgoing.method);
-    let _ = writeln!(out, " HTTP/1.1\nhost: {}", route.upstream.authority());
     let names = written.headers.iter();
     let mut names: Vec<HeaderName> = names.filter_map(|(name, _)| name.parse().ok()).collect();
     if is_signed {
         names.extend(sigv4::OF_SIGNATURES.iter().cloned());
     }
+    let mut headers = vec![("host".to_owned(), route.upstream.authority())];
     for (name, value) in &headers::to_upstream(&outgoing.headers, &names) {
-        let _ = writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
+        let value = String::from_utf8_lossy(value.as_bytes());
+        headers.push((name.to_string(), value.into_owned()));
     }
-    for (name, value) in &written.headers {
-        let _ = writeln!(out, "{name}: {value}");
+    headers.append(&mut written.headers);
+    Preview {
+        method: outgoing.method.to_string(),
+        target,
+        headers,
+        besides: written.besides,
     }
-    for line in &written.besides {
-        let _ = writeln!(out, "{line}");
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {} HTTP/1.1", self.method, self.target)?;
+        for (name, value) in &self.headers {
+            writeln!(f, "{name}: {value}")?;
+        }
+        self.besides
+            .iter()
+            .try_for_each(|line| writeln!(f, "{line}"))
     }
-    out
 }
 
 impl Written {

@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::compose::{basic, joined, percent_encoded};
-use super::connect::tcp;
 use super::failure::Failure;
 use super::identity::Identity;
+use super::way::Way;
 use crate::cache::Lease;
 use crate::config::OAuth2;
 use crate::http::{self, Bound, Request, Response};
@@ -30,7 +30,7 @@ const LARGEST: usize = 64 * 1024;
 /// What is asked for, and who asks.
 pub struct TokenRequest {
     pub oauth2: OAuth2,
-    pub allow_private: bool,
+    pub way: Way,
     pub tls: Option<TlsConnector>,
     /// What it shows in TLS, where the route has one (RFC 8705).
     pub identity: Option<Identity>,
@@ -113,7 +113,7 @@ impl TokenRequest {
             body: self.body(shown)?,
         };
         let server = &self.oauth2.server;
-        let stream = tcp(server, self.allow_private).await?;
+        let stream = self.way.tcp(server).await?;
         let shown = match (&self.tls, &self.identity) {
             (Some(tls), Some(identity)) => Some(identity.connector(tls)?),
             _ => None,

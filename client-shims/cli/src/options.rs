@@ -51,8 +51,10 @@ pub enum Verb {
     ///
     /// Its tools list secrets' names, wait for rotations, say who the agent thinks this process is, and call routes,
     /// whose credentials the agent adds. No tool answers with a value.
-    #[command(after_help = "Example: as AI clients are configured, to start keyhatch mcp:\n  \
-        {\"mcpServers\": {\"keyhatch\": {\"command\": \"keyhatch\", \"args\": [\"mcp\"]}}}")]
+    #[command(
+        after_help = "Example: as AI clients are configured, to start keyhatch mcp:\n  \
+        {\"mcpServers\": {\"keyhatch\": {\"command\": \"keyhatch\", \"args\": [\"mcp\"]}}}"
+    )]
     Mcp,
     /// Print a completion script for a shell
     #[command(
