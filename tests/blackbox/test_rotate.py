@@ -231,7 +231,9 @@ def test_postgres_roles_take_turns_and_no_query_fails(postgres):
         agent.rotate_by('every = "2s"\ngrace = "1s"\nEXEC')
         agent.restart()
         queries, again, failed, roles_seen = 0, 0, 0, set()
-        end = time.monotonic() + 20
+        # KEYHATCH_SOAK=120 shows it for longer.
+        seconds = int(os.environ.get("KEYHATCH_SOAK", "20"))
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             for attempt in range(2):
                 value = agent.read("app/key").json()["value"]
@@ -244,7 +246,7 @@ def test_postgres_roles_take_turns_and_no_query_fails(postgres):
             queries += 1
         done = len(agent.records(event="secret.rotated"))
         assert (failed, roles_seen) == (0, {"app_a", "app_b"}), (queries, again, failed, done, errors(agent))
-        assert done >= 4 and queries > 20, (done, queries, errors(agent))
+        assert done >= seconds / 5 and queries > seconds, (done, queries, errors(agent))
         assert not agent.records(event="alert.rotation_failed"), errors(agent)
         print(f"{queries} queries, {done} rotations, {again} read again, {failed} failed")
 
