@@ -218,6 +218,29 @@ def test_the_exec_socket_starts_a_unit_for_the_daemon_alone(machine):
     eventually(lambda: machine.systemctl("list-units", "--all", "--plain", "--no-legend", "keyhatch-exec@*").stdout == "")
 
 
+def test_a_process_that_outlives_its_unit_is_told_of(machine):
+    again = "while ! [ -e /run/enough ]; do python3 /opt/reads.py 1 /v1/secrets/app/key; sleep 0.2; done"
+    machine.unit("leaves.service", f"""
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+KillMode=process
+User=bot
+ExecStart=/bin/sh -c '({again}) >/dev/null 2>&1 &'
+""")
+    records = lambda event: [json.loads(line) for line in machine.run(
+        "keyhatchd", "audit", "query", "--json", "--event", event, "--unit", "leaves.service").stdout.splitlines()]
+    machine.systemctl("start", "leaves.service")
+    eventually(lambda: len(records("secret.read")) > 2, 20)
+    assert not records("alert.unit_stopped"), "it runs"
+    machine.systemctl("stop", "leaves.service")
+    [alert, *_] = eventually(lambda: records("alert.unit_stopped"), 20)
+    machine.run("touch", "/run/enough")
+    assert (alert["bot"], alert["secret"], alert["peer"]["unit"]) == ("bot", "app/key", "leaves.service")
+    [read] = [read for read in records("secret.read") if [read["seq"]] == alert["evidence"]]
+    assert read["request_id"] == alert["request_id"] and "outlived this run of leaves.service" in alert["message"]
+
+
 def test_a_lost_key_is_missed_and_not_replaced_by_one_that_opens_nothing(machine):
     key = "/etc/credstore.encrypted/keyhatch.key"
     machine.run("mv", key, "/root/lost.key")

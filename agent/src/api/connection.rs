@@ -344,6 +344,7 @@ impl Connection {
         outdated: Option<Duration>,
         kept: &Receipt,
     ) -> Option<Arc<Pace>> {
+        let is_read = entry.event == Event::SecretRead && reason == Reason::Granted;
         self.context.detect.saw(&Seen {
             event: entry.event,
             name: entry.secret.unwrap_or_default(),
@@ -353,6 +354,7 @@ impl Connection {
             who: &bound.who,
             uid: self.peer.uid(),
             program: bound.program.as_deref(),
+            outlived: is_read.then(|| self.peer.outlived()).flatten(),
             surface: entry.surface,
             request_id: id.as_str(),
             seq: kept.seq(),

@@ -73,6 +73,8 @@ pub enum Event {
     AlertExeChanged,
     /// A bot still uses a version past its grace time.
     AlertStaleVersion,
+    /// A process reads on although its unit has stopped.
+    AlertUnitStopped,
     /// A segment was changed by someone else, or does not verify.
     AlertChainBroken,
     /// A rotation failed.
@@ -89,7 +91,7 @@ pub enum Event {
 
 impl Event {
     /// Every event, in the order of the documentation.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::SecretRead,
         Self::SecretList,
         Self::SecretWatch,
@@ -125,6 +127,7 @@ impl Event {
         Self::AlertUnusualHour,
         Self::AlertExeChanged,
         Self::AlertStaleVersion,
+        Self::AlertUnitStopped,
         Self::AlertChainBroken,
         Self::AlertRotationFailed,
         Self::AlertSourceRejected,
@@ -201,6 +204,7 @@ impl Event {
             Self::AlertUnusualHour => ("alert.unusual_hour", "04e2f2a916a64ec68e3e6297ef8dd5ba"),
             Self::AlertExeChanged => ("alert.exe_changed", "56a5250c71ce4deeb9793b7e55d4aabc"),
             Self::AlertStaleVersion => ("alert.stale_version", "4b31424a735d4faaa15d78c2439fa446"),
+            Self::AlertUnitStopped => ("alert.unit_stopped", "7be1c0d43a5f4f0e9a6d2c58e0b17f93"),
             Self::AlertChainBroken => ("alert.chain_broken", "ea604dfc803241229809b4967da9b7ba"),
             Self::AlertRotationFailed => {
                 ("alert.rotation_failed", "bba13e44b52f4788bb9be3ee5694561a")

@@ -92,10 +92,12 @@ pub enum Rule {
     ExeChanged,
     /// Who asks for a version whose grace time is over.
     StaleVersion,
+    /// Who reads although its unit has stopped.
+    UnitStopped,
 }
 
 impl Rule {
-    const WORDS: [(&'static str, Self); 7] = [
+    const WORDS: [(&'static str, Self); 8] = [
         ("honeytoken", Self::Honeytoken),
         ("name_scan", Self::NameScan),
         ("unusual_rate", Self::UnusualRate),
@@ -103,14 +105,16 @@ impl Rule {
         ("unusual_hour", Self::UnusualHour),
         ("exe_changed", Self::ExeChanged),
         ("stale_version", Self::StaleVersion),
+        ("unit_stopped", Self::UnitStopped),
     ];
-    /// Those that go by what was learnt of the bot, or of the secret: they can be wrong.
-    pub const LEARNT: [Self; 5] = [
+    /// Those that go by what is known of the bot, or of the secret: they can be wrong.
+    pub const FALLIBLE: [Self; 6] = [
         Self::UnusualRate,
         Self::FirstRead,
         Self::UnusualHour,
         Self::ExeChanged,
         Self::StaleVersion,
+        Self::UnitStopped,
     ];
 
     /// The word for it in the configuration.
@@ -164,7 +168,7 @@ fn read_ignore(
     let given = section
         .required("rule", "\"unusual_hour\"", report)?
         .string(report)?;
-    let learnt = Rule::LEARNT.map(|rule| (rule.as_str(), rule));
+    let learnt = Rule::FALLIBLE.map(|rule| (rule.as_str(), rule));
     let rule = one_of(&given, "rule", &learnt, report)?;
     let Some(bots) = section.get("bots") else {
         return Some(Ignore { rule, bots: None });

@@ -55,6 +55,15 @@ impl<'a> Finding<'a> {
         }
     }
 
+    pub(super) fn unit_stopped(seen: &Seen<'a>, unit: &'a str) -> Self {
+        let name = seen.name;
+        let does = format!("read {name} by a process that has outlived this run of {unit}");
+        Self {
+            about: Some(unit),
+            ..Self::of_secret(Rule::UnitStopped, seen, does)
+        }
+    }
+
     pub(super) fn unusual(seen: &Seen<'a>, unusual: Unusual) -> Self {
         let name = seen.name;
         match unusual {
@@ -119,6 +128,7 @@ impl<'a> Finding<'a> {
             Rule::UnusualHour => Event::AlertUnusualHour,
             Rule::ExeChanged => Event::AlertExeChanged,
             Rule::StaleVersion => Event::AlertStaleVersion,
+            Rule::UnitStopped => Event::AlertUnitStopped,
         }
     }
 

@@ -84,6 +84,8 @@ pub struct Seen<'a> {
     pub uid: Option<u32>,
     /// SHA-256 of their program in hex, where it is known.
     pub program: Option<&'a str>,
+    /// The unit that its process has outlived, if so.
+    pub outlived: Option<&'a str>,
     /// Which way it was asked.
     pub surface: &'static str,
     /// The request.
@@ -203,6 +205,9 @@ impl Detect {
             .bot()
             .filter(|_| seen.event == Event::SecretRead && !is_honeytoken)?;
         self.saw_version(&rules, bot, seen);
+        if let Some(unit) = seen.outlived {
+            self.found(&rules, seen, &Finding::unit_stopped(seen, unit));
+        }
         self.saw_read(&rules, bot, seen)
     }
 
@@ -298,7 +303,7 @@ impl Rules {
     }
 
     fn learns(&self) -> bool {
-        !Rule::LEARNT
+        !Rule::FALLIBLE
             .into_iter()
             .all(|rule| self.ignores(rule, None))
     }

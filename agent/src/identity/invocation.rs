@@ -5,10 +5,19 @@
 //! delegated to may set it.
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-/// The invocation id of a unit as it runs now; nothing where no system manager tells.
+/// Where the links are.
+const UNITS: &str = "/run/systemd/units";
+
+/// Whether a system manager tells of its units.
+pub fn is_told() -> bool {
+    Path::new(UNITS).is_dir()
+}
+
+/// The invocation id of a unit as it runs now; nothing where it does not run, or no system manager tells.
 pub fn id(unit: &str) -> Option<String> {
-    let target = std::fs::read_link(format!("/run/systemd/units/invocation:{unit}")).ok()?;
+    let target = std::fs::read_link(format!("{UNITS}/invocation:{unit}")).ok()?;
     parse(target.as_os_str().as_bytes())
 }
 

@@ -229,6 +229,16 @@ impl Peer {
         self.process.as_ref()?.invocation_id.as_deref()
     }
 
+    /// The system service that the process has outlived: it does not run any more, or in another run than at accept.
+    #[must_use]
+    pub fn outlived(&self) -> Option<&str> {
+        let unit = self.unit().filter(|unit| unit.ends_with(".service"))?;
+        match invocation::id(unit) {
+            Some(now) => (self.invocation_id() != Some(&now)).then_some(unit),
+            None => invocation::is_told().then_some(unit),
+        }
+    }
+
     /// The user manager's unit.
     #[must_use]
     pub fn user_unit(&self) -> Option<&str> {
