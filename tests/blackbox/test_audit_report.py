@@ -83,9 +83,11 @@ def test_since_leaves_out_what_is_older_and_rotations_count_however_old(agent):
 
 def test_the_smaller_policy_can_be_pasted_and_allows_what_was_used_and_no_more():
     guarded = POLICY.replace('["reader", "helper"]', '["reader", "helper", "guard"]').replace("[role.helper]", GUARD)
+    guarded += '\n[[honeytoken]]\nsecret = "app/bait"\n'
     with Agent(guarded, secrets=SECRETS) as agent:
         agent.read("app/key", ALICE)
         agent.read("app/deep/key", CAROL)
+        assert agent.read("app/bait", ALICE).status == 200
         agent.read("app/denied", ALICE)
         found = as_json(agent)
         unused = {(u["role"], u["pattern"]): u for u in found["unused"]}
@@ -103,7 +105,8 @@ def test_the_smaller_policy_can_be_pasted_and_allows_what_was_used_and_no_more()
         agent.ops("reload")
         status = lambda name, uid: agent.read(name, uid).status
         assert [status("app/key", ALICE), status("app/deep/key", CAROL)] == [200, 200]
-        assert [status("app/denied", ALICE), status("app/trap", ALICE), status("help/x", ALICE)] == [403] * 3
+        denied = ("app/denied", "app/trap", "app/bait", "help/x")
+        assert [status(name, ALICE) for name in denied] == [403] * len(denied)
 
 
 class Structure(html.parser.HTMLParser):

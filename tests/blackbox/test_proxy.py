@@ -12,9 +12,10 @@ import tempfile
 import pytest
 
 from certificates import Authority
-from harness import ALICE, BOB, KEYHATCH, Agent, as_user, eventually
+from harness import ALICE, BOB, CAROL, KEYHATCH, Agent, as_user, eventually
 from hostile import Hostile
 from test_routes import KEY, route
+from test_routes_way import Proxy
 from test_routes_websocket import Real
 
 POLICY = """
@@ -30,6 +31,12 @@ roles = ["both"]
 name = "root"
 match = { uid = 0 }
 roles = ["talker"]
+[[bot]]
+name = "carol"
+match = { uid = 20003 }
+roles = ["hub"]
+[role.hub]
+grants = [{ routes = ["hub"], actions = ["use"] }]
 [role.talker]
 grants = [{ routes = ["ws"], actions = ["use"] }]
 [role.caller]
@@ -79,6 +86,14 @@ class GitHost(Hostile):
         answer.whole(path.read_bytes(), kind="application/octet-stream")
 
 
+class Hub(Hostile):
+    """What gh asks of a GitHub Enterprise Server."""
+
+    def do_api(self, request, answer, _):
+        known = request.headers.get("authorization") == f"Bearer {KEY}"
+        answer.whole(json.dumps({"login": "octocat", "path": request.path}).encode(), 200 if known else 401, "application/json")
+
+
 class Place:
     """An agent with routes to one server; another server that no route leads to, which clients trust by themselves."""
 
@@ -93,13 +108,17 @@ class Place:
         for server in (self.known, self.other):
             server.address = f"https://localhost:{server.port}"
         private = f'allow_private = true\nca_file = "{ours.file}"'
+        # A server on the usual port, at a name that resolves for a proxy alone.
+        self.hub = Hub(ours.server("hub", "hub.invalid"))
+        self.leads = Proxy({"hub.invalid:443": ("127.0.0.1", self.hub.port)})
+        hub = f'ca_file = "{ours.file}"\nproxy = "{self.leads.address}"'
         self.agent = Agent(
             policy=POLICY + route("known", self.known.address, more=private)
             + route("narrow", self.known.address, allow=["GET /echo"], more=private) + route("clear", self.clear.address)
-            + route("ws", self.talker.address),
+            + route("ws", self.talker.address) + route("hub", "https://hub.invalid", more=hub),
             secrets={"app/key": KEY},
         )
-        self.parts = [self.known, self.other, self.clear, self.plain, self.agent]
+        self.parts = [self.known, self.other, self.clear, self.plain, self.hub, self.agent]
 
     def __enter__(self):
         for part in self.parts:
@@ -110,6 +129,7 @@ class Place:
         for part in self.parts:
             part.__exit__()
         self.talker.server.shutdown()
+        self.leads.close()
 
     def run(self, *command, options=("--proxy",), uid=ALICE, **env):
         env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KEYHATCH_SOCKET": str(self.agent.socket),
@@ -158,6 +178,14 @@ def test_git_clones_over_https(place, tmp_path):
     script = f'cd "$(mktemp -d)" && git clone -q {place.known.address}/repo out && cat out/file && rm -r out'
     done = place.run("sh", "-c", script, GIT_CONFIG_NOSYSTEM="1")
     assert (done.returncode, done.stdout) == (0, "from the repository"), done
+
+
+def test_gh_calls_its_host_with_a_placeholder_token(place):
+    script = 'export HOME="$(mktemp -d)"; gh api user --jq .login; gh api repos/o/r --jq .path; rm -r "$HOME"'
+    done = place.run("sh", "-c", script, uid=CAROL, GH_HOST="hub.invalid", GH_ENTERPRISE_TOKEN="placeholder")
+    assert (done.returncode, done.stdout) == (0, "octocat\n/api/v3/repos/o/r\n"), done
+    used = eventually(lambda: place.agent.records(event="secret.use", route="hub")[-1])
+    assert (used["bot"], used["method"], used["path"]) == ("carol", "GET", "/api/v3/repos/o/r")
 
 
 def test_what_is_in_clear_and_large_bodies(place):

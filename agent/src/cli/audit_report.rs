@@ -36,6 +36,7 @@ pub fn report(args: &Report) -> u8 {
         now: SystemTime::now(),
         rotate_within: args.rotate_within,
         policy: config.as_ref().map(|config| &*config.policy),
+        honeytokens: config.as_ref().map_or(&[], |config| &config.honeytokens),
     });
     let review = match review {
         Ok(review) => review,

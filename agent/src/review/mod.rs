@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use keyhatch_protocol::Name;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -55,6 +56,8 @@ pub struct Ask<'a> {
     pub rotate_within: Duration,
     /// What grants are compared with the log, if they are.
     pub policy: Option<&'a Policy>,
+    /// Secrets that nobody has a reason to read: who did has not used a grant.
+    pub honeytokens: &'a [Name],
 }
 
 /// What the log says.
@@ -224,7 +227,11 @@ pub fn review(ask: &Ask<'_>) -> Result<Review, AuditError> {
     })?;
     let tally = counted.into_iter().fold(Tally::default(), Tally::merge);
     let evidence = evidence(ask.dir, &tally)?;
-    let used = tally.used();
+    let mut used = tally.used();
+    let is_trap = |secret: &str| ask.honeytokens.iter().any(|trap| trap.as_str() == secret);
+    for of_bot in used.secrets.values_mut() {
+        of_bot.retain(|access| !is_trap(&access.secret));
+    }
     let roles = ask.policy.map(Policy::roles);
     let grants = roles.as_deref().map(|roles| grants::compare(roles, &used));
     let (unused, smaller_policy) = grants.unzip();

@@ -26,6 +26,7 @@ fn ask() -> Ask<'static> {
         now: humantime::parse_rfc3339("2026-03-01T00:00:00Z").unwrap(),
         rotate_within: Duration::from_secs(10 * 24 * 60 * 60),
         policy: None,
+        honeytokens: &[],
     }
 }
 
