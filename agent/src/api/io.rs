@@ -143,7 +143,12 @@ pub struct Io {
     clock: Arc<Seconds>,
     /// The stream had nothing to read since the last read.
     waited: bool,
+    /// How much was thrown away at the end.
+    unwanted: usize,
 }
+
+/// How much is thrown away of what a peer still sends: more than any body that an ordinary client sends unasked.
+const UNWANTED: usize = 64 << 20;
 
 impl Io {
     /// Wraps an accepted stream.
@@ -153,6 +158,7 @@ impl Io {
             stall,
             clock,
             waited: false,
+            unwanted: 0,
         }
     }
 
@@ -169,14 +175,18 @@ impl Io {
     /// pipe, and it would not read why it was refused (RFC 9112 section 9.6).
     fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         Stall::begin(&self.stall.leave, &self.clock);
-        let mut unwanted = [MaybeUninit::uninit(); 4096];
-        loop {
-            let mut read = ReadBuf::uninit(&mut unwanted);
+        let mut bytes = [MaybeUninit::uninit(); 4096];
+        // A few at a time, so that others are served meanwhile.
+        for _ in 0..16 {
+            let mut read = ReadBuf::uninit(&mut bytes);
             let done = ready!(Pin::new(&mut self.stream).poll_read(cx, read.unfilled()));
-            if done.is_err() || read.filled().is_empty() {
+            self.unwanted += read.filled().len();
+            if done.is_err() || read.filled().is_empty() || self.unwanted > UNWANTED {
                 return Poll::Ready(());
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

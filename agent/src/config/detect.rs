@@ -107,15 +107,18 @@ impl Rule {
         ("stale_version", Self::StaleVersion),
         ("unit_stopped", Self::UnitStopped),
     ];
-    /// Those that go by what is known of the bot, or of the secret: they can be wrong.
-    pub const FALLIBLE: [Self; 6] = [
+    /// Those that go by what was learnt of the bot, or of the secret.
+    pub const LEARNT: [Self; 5] = [
         Self::UnusualRate,
         Self::FirstRead,
         Self::UnusualHour,
         Self::ExeChanged,
         Self::StaleVersion,
-        Self::UnitStopped,
     ];
+    /// Those that can be wrong.
+    fn fallible() -> impl Iterator<Item = Self> {
+        Self::LEARNT.into_iter().chain([Self::UnitStopped])
+    }
 
     /// The word for it in the configuration.
     #[must_use]
@@ -168,7 +171,7 @@ fn read_ignore(
     let given = section
         .required("rule", "\"unusual_hour\"", report)?
         .string(report)?;
-    let learnt = Rule::FALLIBLE.map(|rule| (rule.as_str(), rule));
+    let learnt: Vec<_> = Rule::fallible().map(|rule| (rule.as_str(), rule)).collect();
     let rule = one_of(&given, "rule", &learnt, report)?;
     let Some(bots) = section.get("bots") else {
         return Some(Ignore { rule, bots: None });

@@ -38,6 +38,8 @@ pub struct Route {
     pub pins: Vec<Pin>,
     /// The HTTP proxy that leads there.
     pub proxy: Option<Address>,
+    /// Whether HTTP/2 is spoken to an upstream that has it.
+    pub http2: bool,
     /// Whether the upstream may be at a private or loopback address.
     pub allow_private: bool,
     /// How much each bot may do with it.
@@ -115,6 +117,7 @@ fn read(
         "ca_file",
         "pins",
         "proxy",
+        "http2",
         "allow_private",
         "limits",
         "preset",
@@ -167,6 +170,7 @@ fn read(
         ca_file: read_ca_file(section, depth, report),
         pins: read_pins(section, report),
         proxy: read_proxy(section, report),
+        http2: section.boolean("http2", report).unwrap_or(false),
         allow_private,
         limits: read_limits(section, report),
         require: read_conditions(section, report),
@@ -268,9 +272,16 @@ fn read_ca_file(section: &Section<'_>, depth: Depth, report: &mut Report) -> Opt
 }
 
 fn read_pins(section: &Section<'_>, report: &mut Report) -> Vec<Pin> {
-    let texts = section.get("pins").and_then(|value| value.strings(report));
+    let Some(value) = section.get("pins") else {
+        return Vec::new();
+    };
+    let texts = value.strings(report).unwrap_or_default();
+    if texts.is_empty() {
+        let text = "`pins` is empty, write a key's as \"sha256//BASE64\", or leave it out";
+        report.error(&value.place(), text);
+    }
     let mut pins = Vec::new();
-    for At { value: text, place } in texts.unwrap_or_default() {
+    for At { value: text, place } in texts {
         match Pin::parse(text) {
             Ok(pin) => pins.push(pin),
             Err(error) => report.error(&place, format!("`pins`: {error}")),
@@ -299,6 +310,11 @@ fn read_proxy(section: &Section<'_>, report: &mut Report) -> Option<Address> {
 
 /// A field has no fields of its own; a token and a client certificate are as secret as any credential.
 fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
+    let gets_tokens = |inject: &Inject| matches!(inject, Inject::OAuth2(_));
+    if !route.pins.is_empty() && route.inject.iter().any(gets_tokens) {
+        let text = "`pins` are of the upstream alone, of the token endpoint any trusted certificate will do";
+        report.warning(&section.place_of("pins"), text);
+    }
     let mut say = |text: String| report.error(&section.place_of("inject"), text);
     if let Some(field) = &route.field
         && route.inject.iter().any(Inject::names_fields)
@@ -310,8 +326,27 @@ fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
     if !route.pins.is_empty() && !route.upstream.is_tls() {
         say("`pins` are of keys in TLS, but `upstream` is not https".into());
     }
+    if route.http2 && !route.upstream.is_tls() {
+        say("`http2` is agreed on in TLS, but `upstream` is not https".into());
+    }
+    let server = |inject: &Inject| match inject {
+        Inject::OAuth2(oauth2) => Some(oauth2.server.clone()),
+        _ => None,
+    };
+    let servers: Vec<Address> = route.inject.iter().filter_map(server).collect();
+    let in_clear = |server: &&Address| !server.is_tls();
+    if let Some(server) = servers.iter().chain([&route.upstream]).find(in_clear)
+        && route.proxy.is_some()
+    {
+        say(format!(
+            "`proxy` would read the credential on its way to {server}, use https"
+        ));
+    }
     for inject in &route.inject {
         match inject {
+            Inject::Query { .. } if route.http2 => {
+                say("`query` cannot be written into a path that `http2` compresses, leave one of them out".into());
+            }
             Inject::OAuth2(oauth2) if !oauth2.server.is_tls() && !route.allow_private => {
                 say(format!(
                     "`token_url` is at {}, the credential would travel there unencrypted, use https, or say allow_private = true",

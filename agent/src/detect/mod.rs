@@ -303,7 +303,7 @@ impl Rules {
     }
 
     fn learns(&self) -> bool {
-        !Rule::FALLIBLE
+        !Rule::LEARNT
             .into_iter()
             .all(|rule| self.ignores(rule, None))
     }

@@ -18,4 +18,4 @@ pub use client::{Client, Failure, Request, Response, once};
 pub(crate) use client::{tls_words, unanswered};
 pub use pin::{Pin, PinError};
 pub use read::{Bound, Content};
-pub use tls::{Identity, TlsError, tls};
+pub use tls::{Identity, TlsError, offering_http2, tls};

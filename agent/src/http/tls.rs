@@ -84,6 +84,14 @@ pub fn tls(
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
+/// The same, offering HTTP/2 besides.
+#[must_use]
+pub fn offering_http2(base: &TlsConnector) -> TlsConnector {
+    let mut config = base.config().as_ref().clone();
+    config.alpn_protocols.insert(0, b"h2".to_vec());
+    TlsConnector::from(Arc::new(config))
+}
+
 fn given(pem: &[u8]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem).ok_or(TlsError::Authorities)? {

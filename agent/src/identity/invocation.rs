@@ -4,21 +4,33 @@
 //! write there. The extended attribute `user.invocation_id` of the cgroup says the same, but whoever a cgroup was
 //! delegated to may set it.
 
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Where the links are.
 const UNITS: &str = "/run/systemd/units";
 
-/// Whether a system manager tells of its units.
-pub fn is_told() -> bool {
-    Path::new(UNITS).is_dir()
+/// What is there where systemd is the system manager (`sd_booted(3)`).
+const BOOTED: &str = "/run/systemd/system";
+
+/// Whether a unit runs.
+pub enum Run {
+    /// It does, with this invocation id.
+    Is(String),
+    /// It does not.
+    Not,
+    /// Nobody tells, or it cannot be read.
+    Unknown,
 }
 
-/// The invocation id of a unit as it runs now; nothing where it does not run, or no system manager tells.
-pub fn id(unit: &str) -> Option<String> {
-    let target = std::fs::read_link(format!("{UNITS}/invocation:{unit}")).ok()?;
-    parse(target.as_os_str().as_bytes())
+/// The run of a unit as it is now.
+pub fn run(unit: &str) -> Run {
+    match std::fs::read_link(format!("{UNITS}/invocation:{unit}")) {
+        Ok(target) => parse(target.as_os_str().as_bytes()).map_or(Run::Unknown, Run::Is),
+        Err(error) if error.kind() == ErrorKind::NotFound && Path::new(BOOTED).is_dir() => Run::Not,
+        Err(_) => Run::Unknown,
+    }
 }
 
 /// 128 bits in hexadecimal, as systemd writes them.

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 
 use super::image::Image;
+use super::invocation::Run;
 use super::kernel::Kernel;
 use super::{cgroup, invocation};
 use crate::policy::Facts;
@@ -233,10 +234,13 @@ impl Peer {
     #[must_use]
     pub fn outlived(&self) -> Option<&str> {
         let unit = self.unit().filter(|unit| unit.ends_with(".service"))?;
-        match invocation::id(unit) {
-            Some(now) => (self.invocation_id() != Some(&now)).then_some(unit),
-            None => invocation::is_told().then_some(unit),
-        }
+        let is_outlived = match (invocation::run(unit), self.invocation_id()) {
+            (Run::Is(now), Some(then)) => now != then,
+            // It may have moved to another control group meanwhile.
+            (Run::Not, _) => self.process.as_ref()?.same_cgroup(),
+            _ => false,
+        };
+        is_outlived.then_some(unit)
     }
 
     /// The user manager's unit.
@@ -250,7 +254,9 @@ impl Process {
     /// The run of its unit. As long as a process of a unit lives the unit has not begun another run, unless it
     /// leaves processes behind (`KillMode=`), so what was read while this one lived is its own.
     fn find_invocation(&self) -> Option<String> {
-        let id = invocation::id(cgroup::unit(self.cgroup.as_deref()?)?)?;
+        let Run::Is(id) = invocation::run(cgroup::unit(self.cgroup.as_deref()?)?) else {
+            return None;
+        };
         let alive = matches!(kernel_peer::has_exited(self.pidfd.as_fd()), Ok(false));
         (self.same_cgroup() && alive).then_some(id)
     }

@@ -40,6 +40,8 @@ pub struct Credential {
     pub(super) identity: Option<Identity>,
     pub(super) token: Option<Token>,
     pub(super) mask: Arc<Mask>,
+    /// Whether requests that are under way share it.
+    pub(super) is_shared: bool,
 }
 
 /// The credential that requests under way are written with, where it is the same for all; it goes with the last of them.
@@ -165,7 +167,7 @@ impl Route {
                 writing.write(inject)?;
             }
         }
-        let credential = Arc::new(writing.parts.finish(granted.arena)?);
+        let credential = Arc::new(writing.parts.finish(granted.arena, is_fixed)?);
         if is_fixed {
             self.shared.set(version, &credential);
         }
@@ -245,7 +247,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn finish(self, arena: &Arc<Arena>) -> Result<Credential, Failure> {
+    fn finish(self, arena: &Arc<Arena>, is_shared: bool) -> Result<Credential, Failure> {
         let secrets = self.secrets.iter().map(AsRef::as_ref);
         let others = self.others.iter().map(|other| &***other);
         let values: Vec<&[u8]> = secrets.chain(others).collect();
@@ -259,6 +261,7 @@ impl Parts {
             identity: self.identity,
             token: self.token,
             mask,
+            is_shared,
         })
     }
 }
@@ -381,7 +384,9 @@ impl Writing<'_> {
             return Err(Failure::Credential(NO_HEADER));
         }
         let token = self.insert(value);
-        let token = HeaderValue::from_str(&token).map_err(|_| Failure::Credential(NO_TOKEN))?;
+        let mut token = HeaderValue::from_str(&token).map_err(|_| Failure::Credential(NO_TOKEN))?;
+        // HTTP/2 keeps such a field out of its tables.
+        token.set_sensitive(true);
         self.parts.headers.push((name, token));
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::credential::Credential;
 use super::exchange::Answered;
 use super::failure::Failure;
 use super::headers;
-use super::mask::Stream;
+use super::mask::{Mask, Stream};
 use super::pool::Pool;
 use super::tally::Tally;
 use crate::config::Cost;
@@ -43,8 +43,9 @@ pub type Told = Box<dyn FnOnce(Summary) + Send>;
 /// The body of an answer.
 pub struct Download {
     body: Incoming,
-    /// Held so that other requests may share it meanwhile.
-    credential: Arc<Credential>,
+    mask: Arc<Mask>,
+    /// Held so that other requests may share it meanwhile, where they may.
+    _shared: Option<Arc<Credential>>,
     stream: Stream,
     patience: Duration,
     /// Made once it is waited for: a small answer is there with its head.
@@ -84,7 +85,8 @@ impl Answered {
         head.extensions.clear();
         let mut download = Download {
             stream: Stream::new(Arc::clone(&credential.mask)),
-            credential: Arc::clone(credential),
+            mask: Arc::clone(&credential.mask),
+            _shared: credential.is_shared.then(|| Arc::clone(credential)),
             body,
             patience: route.patience(),
             silence: None,
@@ -137,10 +139,10 @@ impl Download {
     fn end(&mut self) {
         self.ended = true;
         self.tell(true);
-        if let Some(link) = self.link.take()
-            && self.found() == 0
-        {
-            self.pool.put(link);
+        match self.link.take() {
+            Some(link) if self.found() == 0 => self.pool.put(link),
+            Some(link) => self.pool.close(&link),
+            None => {}
         }
     }
 
@@ -148,7 +150,9 @@ impl Download {
     fn fail(&mut self) {
         self.ended = true;
         self.tell(false);
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            self.pool.close(&link);
+        }
     }
 
     /// What is ready and what waited, at the end of the body.
@@ -230,8 +234,8 @@ impl Body for Download {
                             tally.feed(&data);
                         }
                         let ready = this.stream.push(data);
-                        // Whoever knows the length asks no more once it is there.
-                        if this.body.is_end_stream() {
+                        // Whoever knows the length asks no more once it is there; HTTP/2 may say later that it ends.
+                        if this.body.is_end_stream() || this.body.size_hint().exact() == Some(0) {
                             this.last(ready)
                         } else {
                             ready
@@ -240,7 +244,7 @@ impl Body for Download {
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
                         headers::from_upstream(&mut trailers);
-                        this.masked += this.credential.mask.headers(&mut trailers);
+                        this.masked += this.mask.headers(&mut trailers);
                         this.trailers = Some(trailers);
                         this.last(Bytes::new())
                     }

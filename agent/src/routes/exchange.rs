@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -19,6 +19,7 @@ use super::credential::Credential;
 use super::failure::Failure;
 use super::headers;
 use super::path::{Target, escape_reserved};
+use super::pool::Wanted;
 use super::tunnel;
 use super::upload::{Progress, Upload};
 use crate::http;
@@ -60,6 +61,7 @@ impl Route {
     /// Why there is no answer, or none that may be given on.
     pub async fn send(
         &self,
+        bot: &str,
         outgoing: &Outgoing,
         credential: &Credential,
         mut upload: Upload,
@@ -67,19 +69,30 @@ impl Route {
     ) -> Result<Answered, Failure> {
         loop {
             let identity = credential.identity.as_ref();
-            let waited = self.pool.take(identity.map(|identity| &identity.version));
+            let waited = self.pool.take(&Wanted {
+                identity: identity.map(|identity| &identity.version),
+                bot,
+                http1: outgoing.websocket,
+            });
             let is_fresh = waited.is_none();
             let mut link = match waited {
                 Some(link) => link,
-                None => self.connect(identity).await?,
+                None => self.connect(identity, outgoing.websocket).await?,
             };
+            if is_fresh {
+                self.pool.share(&link, bot);
+            }
             // A server may close a waiting connection at any time.
             let again = upload.again().filter(|_| outgoing.method.is_idempotent());
-            let request = self.request(outgoing, credential, upload)?;
-            link.insertions.set(credential.insertions.clone());
-            let sent = link.sender.try_send_request(request);
+            let is_http2 = link.sender.is_http2();
+            let request = self.request(outgoing, credential, upload, is_http2)?;
+            let added = link.insertions.add(&credential.insertions);
+            let sent = link.sender.send(request);
             let sent = within(self.patience(), progress, sent).await;
-            link.insertions.clear();
+            drop(added);
+            if !matches!(sent, Ok(Ok(_))) {
+                self.pool.close(&link);
+            }
             match sent? {
                 Ok(answer) => return self.answered(outgoing, answer, link),
                 Err(mut error) => {
@@ -129,24 +142,47 @@ impl Route {
         outgoing: &Outgoing,
         credential: &Credential,
         upload: Upload,
+        is_http2: bool,
     ) -> Result<Request<Upload>, Failure> {
         let injected = credential.headers.iter().map(|(name, _)| name);
         let injected: Vec<HeaderName> = injected.chain(credential.replaced).cloned().collect();
         let framing = framing(&outgoing.method, &upload);
         let mut request = Request::new(upload);
         *request.method_mut() = outgoing.method.clone();
-        *request.uri_mut() = uri(&outgoing.target, credential).ok_or(Failure::NoAnswer)?;
+        let target = uri(&outgoing.target, credential);
+        let target = if is_http2 {
+            target.and_then(|target| self.absolute(&target))
+        } else {
+            target
+        };
+        *request.uri_mut() = target.ok_or(Failure::NoAnswer)?;
         let headers = request.headers_mut();
         *headers = headers::to_upstream(&outgoing.headers, &injected);
         let host = self.config.upstream.authority();
         let host = HeaderValue::try_from(host).map_err(|_| Failure::NoAnswer)?;
-        headers.insert(HOST, host);
-        headers.extend(framing);
+        if is_http2 {
+            // The frames say where the body ends, and the connection is nobody's own.
+            headers.remove(CONNECTION);
+        } else {
+            headers.insert(HOST, host);
+            headers.extend(framing);
+        }
         headers.extend(credential.headers.iter().cloned());
         if outgoing.websocket {
             tunnel::switch(headers);
         }
         Ok(request)
+    }
+
+    /// As HTTP/2 has it, with scheme and authority.
+    fn absolute(&self, target: &Uri) -> Option<Uri> {
+        let path = target.path_and_query()?.clone();
+        Uri::builder()
+            .scheme("https")
+            .authority(self.config.upstream.authority())
+            .path_and_query(path)
+            .build()
+            .ok()
     }
 }
 

@@ -22,23 +22,90 @@ pub struct Insertion {
     pub value: Arc<Block>,
 }
 
-/// What is to be written on one connection; shared with the stream.
+/// What is to be written on one connection; shared with the stream. Over HTTP/2 that is for several requests.
 #[derive(Clone, Default)]
-pub struct Insertions(Arc<Mutex<Vec<Insertion>>>);
+pub struct Insertions(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    all: Vec<Entry>,
+    /// A request has ended before its head was out: what would follow is the rest of it, without the credential.
+    is_broken: bool,
+}
+
+struct Entry {
+    insertion: Insertion,
+    /// How many requests that are under way are written with it: over HTTP/2 it may be several.
+    requests: usize,
+    is_written: bool,
+}
 
 impl Insertions {
-    /// Sets what the next head is written with.
-    pub fn set(&self, all: Vec<Insertion>) {
-        *self.lock() = all;
+    /// What a head that is about to leave is written with, until the guard is dropped.
+    #[must_use]
+    pub fn add<'a>(&self, these: &'a [Insertion]) -> Added<'a> {
+        let mut waiting = self.lock();
+        for one in these {
+            match waiting.entry(one) {
+                Some(at) => waiting.all[at].requests += 1,
+                None => waiting.all.push(Entry {
+                    insertion: one.clone(),
+                    requests: 1,
+                    is_written: false,
+                }),
+            }
+        }
+        drop(waiting);
+        Added {
+            to: self.clone(),
+            these,
+        }
     }
 
-    /// Forgets what was not written.
-    pub fn clear(&self) {
-        self.lock().clear();
+    /// Notes which of them `is_used` says are written.
+    pub fn note(&self, mut is_used: impl FnMut(&Insertion) -> bool) {
+        for entry in &mut self.lock().all {
+            entry.is_written |= is_used(&entry.insertion);
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Insertion>> {
+    /// Whether they are of the same connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Where the same stands.
+    fn entry(&self, one: &Insertion) -> Option<usize> {
+        let mut all = self.all.iter();
+        all.position(|entry| entry.insertion.token == one.token)
+    }
+}
+
+/// Insertions of one request, which are forgotten with the last one that has them.
+pub struct Added<'a> {
+    to: Insertions,
+    these: &'a [Insertion],
+}
+
+impl Drop for Added<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.to.lock();
+        for one in self.these {
+            let Some(at) = waiting.entry(one) else {
+                continue;
+            };
+            waiting.all[at].requests -= 1;
+            if waiting.all[at].requests == 0 {
+                let entry = waiting.all.swap_remove(at);
+                waiting.is_broken |= !entry.is_written;
+            }
+        }
     }
 }
 
@@ -68,10 +135,12 @@ struct Piece<'a> {
     token: Option<(usize, usize)>,
 }
 
-/// The first token in `bytes`: where it stands, and which it is.
-fn first(all: &[Insertion], bytes: &[u8]) -> Option<(usize, usize)> {
-    let places = all.iter().enumerate().filter_map(|(number, insertion)| {
-        let token = insertion.token.as_bytes();
+/// The first token in `bytes` that was not found before: where it stands, and which it is.
+fn first(all: &[Entry], found: &[usize], bytes: &[u8]) -> Option<(usize, usize)> {
+    let left = all.iter().enumerate();
+    let left = left.filter(|(number, entry)| !entry.is_written && !found.contains(number));
+    let places = left.filter_map(|(number, entry)| {
+        let token = entry.insertion.token.as_bytes();
         let at = bytes
             .windows(token.len())
             .position(|window| window == token)?;
@@ -82,15 +151,18 @@ fn first(all: &[Insertion], bytes: &[u8]) -> Option<(usize, usize)> {
 
 /// What is written for `slices`. Of the value that comes first, `written` bytes are out already.
 fn pieces<'a>(
-    all: &'a [Insertion],
+    all: &'a [Entry],
     slices: &'a [io::IoSlice<'_>],
     mut written: usize,
 ) -> Vec<Piece<'a>> {
     let mut pieces = Vec::with_capacity(slices.len() + 2 * all.len());
+    // What follows the last of them may be a large body, which is not looked through.
+    let mut found = Vec::with_capacity(all.len());
     for slice in slices {
         let mut rest: &[u8] = slice;
-        while let Some((at, number)) = first(all, rest) {
-            let Insertion { token, value } = &all[number];
+        while let Some((at, number)) = first(all, &found, rest) {
+            found.push(number);
+            let Insertion { token, value } = &all[number].insertion;
             pieces.extend((at > 0).then(|| Piece::plain(&rest[..at])));
             pieces.push(Piece {
                 bytes: &value[std::mem::take(&mut written)..],
@@ -159,13 +231,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let mut all = this.insertions.lock();
-        if all.is_empty() {
-            drop(all);
+        let mut waiting = this.insertions.lock();
+        if waiting.is_broken {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let all = &mut waiting.all;
+        if all.iter().all(|entry| entry.is_written) {
+            drop(waiting);
             return Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         }
         loop {
-            let pieces = pieces(&all, slices, this.written);
+            let pieces = pieces(all, slices, this.written);
             let out: Vec<_> = pieces
                 .iter()
                 .map(|piece| io::IoSlice::new(piece.bytes))
@@ -180,11 +256,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
             let gone = Gone::of(&pieces, count);
             if gone.taken > 0 || count == 0 {
                 this.written = gone.of_value;
-                let mut number = 0;
-                all.retain(|_| {
-                    number += 1;
-                    !gone.done.contains(&(number - 1))
-                });
+                for number in gone.done {
+                    all[number].is_written = true;
+                }
                 return Poll::Ready(Ok(gone.taken));
             }
             // A part of a value is nothing that could be told.
@@ -238,11 +312,12 @@ mod tests {
         for room in (1..20).chain([150, 180, 1000]) {
             let (near, mut far) = tokio::io::duplex(room);
             let insertions = Insertions::default();
-            insertions.set(vec![
+            let these = [
                 insertion(&arena, "TOKEN-1", &long),
                 insertion(&arena, "TOKEN-2", ""),
                 insertion(&arena, "TOKEN-3", "CANARY-3"),
-            ]);
+            ];
+            let added = insertions.add(&these);
             let mut stream = Inserting::new(near, insertions);
             let read = tokio::spawn(async move {
                 let mut out = String::new();
@@ -262,6 +337,8 @@ mod tests {
                 format!("a: {long}CANARY-3\r\nb: \r\n\r\na body TOKEN-1"),
                 "{room}"
             );
+            drop(added);
+            drop(these);
             assert_eq!(arena.used(), 0, "what is written is let go");
         }
     }
@@ -271,7 +348,8 @@ mod tests {
         let arena = Arena::new(65536).unwrap();
         let (near, mut far) = tokio::io::duplex(1000);
         let insertions = Insertions::default();
-        insertions.set(vec![insertion(&arena, "TOKEN-1", "CANARY-1")]);
+        let these = [insertion(&arena, "TOKEN-1", "CANARY-1")];
+        let _added = insertions.add(&these);
         let mut stream = Inserting::new(near, insertions);
         let slices = [
             io::IoSlice::new(b"a: TOKEN-1\r\n\r\n"),

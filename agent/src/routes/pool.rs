@@ -10,7 +10,7 @@ use super::connect::Link;
 /// How long a connection waits. Servers mostly close after a minute or more.
 const PATIENCE: Duration = Duration::from_secs(50);
 
-/// How many of one route wait at most.
+/// How many of one route wait at most, and as many that are shared.
 const MOST: usize = 128;
 
 /// The connections that wait.
@@ -20,16 +20,35 @@ pub struct Pool(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     idle: Vec<(Instant, Link)>,
+    /// Those of HTTP/2, each with the bot whose requests share it: no bot waits for what another does not read.
+    shared: Vec<(Instant, Box<str>, Link)>,
     swept: bool,
 }
 
+/// What a connection has to be like.
+pub struct Wanted<'a> {
+    /// Of which version the certificate is that it was opened with; those opened otherwise are of an earlier secret.
+    pub identity: Option<&'a Arc<str>>,
+    /// Whose request it is for.
+    pub bot: &'a str,
+    /// Whether it must speak HTTP/1.1.
+    pub http1: bool,
+}
+
 impl Pool {
-    /// The connection that was used last, opened as `identity` says; those opened otherwise are of an earlier secret.
-    pub fn take(&self, identity: Option<&Arc<str>>) -> Option<Link> {
+    /// The bot's own connection of HTTP/2, or the one of HTTP/1.1 that was used last.
+    pub fn take(&self, wanted: &Wanted<'_>) -> Option<Link> {
+        let fits =
+            |link: &Link| !link.sender.is_closed() && link.identity.as_ref() == wanted.identity;
         let mut waiting = self.waiting();
-        waiting
-            .idle
-            .retain(|(_, link)| !link.sender.is_closed() && link.identity.as_ref() == identity);
+        waiting.shared.retain(|(_, _, link)| fits(link));
+        waiting.idle.retain(|(_, link)| fits(link));
+        let of_bot = |(_, bot, _): &&mut (Instant, Box<str>, Link)| **bot == *wanted.bot;
+        let shared = waiting.shared.iter_mut().find(of_bot);
+        if let Some((used, _, link)) = shared.filter(|_| !wanted.http1) {
+            *used = Instant::now();
+            return link.share();
+        }
         let ready = |(_, link): &(Instant, Link)| link.sender.is_ready();
         let last = waiting.idle.iter().rposition(ready)?;
         Some(waiting.idle.remove(last).1)
@@ -37,20 +56,48 @@ impl Pool {
 
     /// Lets a connection wait. It may still be about to see that its answer has ended.
     pub fn put(self: &Arc<Self>, link: Link) {
+        // What is shared is here already.
+        if link.sender.is_http2() {
+            return;
+        }
         let mut waiting = self.waiting();
         if waiting.idle.len() >= MOST {
-            waiting.idle.remove(0);
+            let busy = |(_, link): &(Instant, Link)| !link.sender.is_ready();
+            let first = waiting.idle.iter().position(busy);
+            waiting.idle.remove(first.unwrap_or(0));
         }
         waiting.idle.push((Instant::now(), link));
-        if !waiting.swept {
-            waiting.swept = true;
-            tokio::spawn(Arc::clone(self).sweep());
+        self.begin_sweep(&mut waiting);
+    }
+
+    /// Has other requests of the bot share a connection, where it can be.
+    pub fn share(self: &Arc<Self>, link: &Link, bot: &str) {
+        let Some(link) = link.share() else { return };
+        let mut waiting = self.waiting();
+        if waiting.shared.len() >= MOST {
+            waiting.shared.remove(0);
         }
+        waiting.shared.push((Instant::now(), bot.into(), link));
+        self.begin_sweep(&mut waiting);
+    }
+
+    /// Has nobody begin to use a connection that is shared any more.
+    pub fn close(&self, link: &Link) {
+        let is_other = |(_, _, other): &(Instant, Box<str>, Link)| !other.is_same(link);
+        self.waiting().shared.retain(is_other);
     }
 
     /// Closes all.
     pub fn clear(&self) {
-        self.waiting().idle.clear();
+        let mut waiting = self.waiting();
+        waiting.idle.clear();
+        waiting.shared.clear();
+    }
+
+    fn begin_sweep(self: &Arc<Self>, waiting: &mut Waiting) {
+        if !std::mem::replace(&mut waiting.swept, true) {
+            tokio::spawn(Arc::clone(self).sweep());
+        }
     }
 
     /// Closes what waited too long, until none is left.
@@ -66,7 +113,13 @@ impl Pool {
         waiting
             .idle
             .retain(|(since, link)| since.elapsed() < PATIENCE && !link.sender.is_closed());
-        let oldest = waiting.idle.first().map(|(since, _)| *since);
+        waiting
+            .shared
+            .retain(|(used, _, link)| used.elapsed() < PATIENCE && !link.sender.is_closed());
+        let idle = waiting.idle.iter().map(|(since, _)| *since);
+        let oldest = idle
+            .chain(waiting.shared.iter().map(|(used, ..)| *used))
+            .min();
         waiting.swept = oldest.is_some();
         oldest
     }

@@ -83,9 +83,10 @@ async fn through(mut stream: TcpStream, server: &Address) -> Result<TcpStream, F
             break;
         }
     }
+    let is_whole = answer.ends_with(b"\r\n\r\n");
     match status(&answer) {
-        Some(200..300) if answer.ends_with(b"\r\n\r\n") => Ok(stream),
-        other => Err(Failure::Proxy(other)),
+        Some(200..300) if is_whole => Ok(stream),
+        other => Err(Failure::Proxy(other.filter(|_| is_whole))),
     }
 }
 

@@ -133,7 +133,7 @@ async fn pass(
         let credential = used.credential(&asked.outgoing, upload.whole()).await;
         let credential = credential.map_err(|failure| used.failed(&failure))?;
         let mut answered = route
-            .send(&asked.outgoing, &credential, upload, &progress)
+            .send(used.bot(), &asked.outgoing, &credential, upload, &progress)
             .await
             .map_err(|failure| used.failed(&failure))?;
         used.answers(&answered);

@@ -1,0 +1,526 @@
+//! The credential on its way out over HTTP/2, where heads leave compressed (HPACK, RFC 7541).
+//!
+//! As in `insert`, the library writes a random token, in a field that is never indexed: a literal that neither end
+//! keeps in a table. So this stream, between the library and TLS, can write another literal in its place, and nothing
+//! of what follows means anything else. All other bytes pass as they are.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::huffman;
+use super::insert::{Insertion, Insertions};
+use crate::sys::arena::Block;
+
+/// What a connection begins with, before its frames (RFC 9113 section 3.4).
+const PREFACE: usize = 24;
+/// The head of a frame: length, kind, flags and stream (section 4.1).
+const HEAD: usize = 9;
+/// The most that every peer takes in a frame (section 4.2).
+const LARGEST: usize = 16 * 1024;
+/// The most that is collected of one request's head, which was bounded when it came.
+const LARGEST_BLOCK: usize = 256 * 1024;
+/// The most that waits to be written before more is taken.
+const WAITING: usize = 64 * 1024;
+
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 0x4;
+/// Padding and priority, which the library does not write.
+const UNKNOWN: u8 = 0x8 | 0x20;
+
+/// A stream that writes credentials in place of tokens.
+pub struct InsertingH2<S> {
+    stream: S,
+    insertions: Insertions,
+    next: Next,
+    /// The head of the frame that is being taken, as far as it is here.
+    head: Vec<u8>,
+    block: Fields,
+    out: Out,
+}
+
+/// What comes next of what is to be written.
+enum Next {
+    /// So much that passes as it is.
+    Plain(usize),
+    /// The head of a frame.
+    Head,
+    /// So much of a part of a block.
+    Part(usize),
+}
+
+/// The fields of one request, as far as they are here.
+#[derive(Default)]
+struct Fields {
+    /// Flags and stream of the frame that it began with.
+    begin: Option<(u8, [u8; 4])>,
+    /// Whether it ends with the frame that is being taken.
+    is_last: bool,
+    bytes: Vec<u8>,
+}
+
+/// What waits to be written.
+#[derive(Default)]
+struct Out(VecDeque<(Source, Range<usize>)>);
+
+#[derive(Clone)]
+enum Source {
+    Plain(Arc<[u8]>),
+    Value(Arc<Block>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Value(value) => value,
+        }
+    }
+}
+
+impl Out {
+    fn push(&mut self, source: Source, range: Range<usize>) {
+        if !range.is_empty() {
+            self.0.push_back((source, range));
+        }
+    }
+
+    fn plain(&mut self, bytes: Vec<u8>) {
+        let len = bytes.len();
+        self.push(Source::Plain(bytes.into()), 0..len);
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(|(_, range)| range.len()).sum()
+    }
+
+    /// Takes away what has been written; how much of `count` was not its.
+    fn written(&mut self, mut count: usize) -> usize {
+        while let Some((_, range)) = self.0.front_mut() {
+            let part = count.min(range.len());
+            range.start += part;
+            count -= part;
+            if range.start < range.end {
+                break;
+            }
+            self.0.pop_front();
+        }
+        count
+    }
+
+    fn slices<'a>(&'a self, more: &'a [u8]) -> Vec<io::IoSlice<'a>> {
+        let waiting = self.0.iter();
+        let waiting = waiting.map(|(source, range)| &source.bytes()[range.clone()]);
+        waiting
+            .chain([more])
+            .filter(|slice| !slice.is_empty())
+            .map(io::IoSlice::new)
+            .collect()
+    }
+}
+
+impl<S> InsertingH2<S> {
+    /// Wraps a connected stream on which nothing was said yet.
+    pub fn new(stream: S, insertions: Insertions) -> Self {
+        Self {
+            stream,
+            insertions,
+            next: Next::Plain(PREFACE),
+            head: Vec::with_capacity(HEAD),
+            block: Fields::default(),
+            out: Out::default(),
+        }
+    }
+
+    /// Takes some of the head of a frame, and looks at it once it is whole.
+    fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(HEAD - self.head.len());
+        self.head.extend_from_slice(&bytes[..taken]);
+        let [a, b, c, kind, flags, ref stream @ ..] = self.head[..] else {
+            return Ok(taken);
+        };
+        let Ok(stream) = <[u8; 4]>::try_from(stream) else {
+            return Ok(taken);
+        };
+        let len = (usize::from(a) << 16) | (usize::from(b) << 8) | usize::from(c);
+        match kind {
+            HEADERS | CONTINUATION => {
+                if flags & UNKNOWN != 0 && kind == HEADERS {
+                    return Err(odd());
+                }
+                self.block.begin.get_or_insert((flags, stream));
+                self.block.is_last = flags & END_HEADERS != 0;
+                self.next = Next::Part(len);
+                self.head.clear();
+                self.take_part(&[])?;
+            }
+            _ => {
+                self.next = if len > 0 {
+                    Next::Plain(len)
+                } else {
+                    Next::Head
+                };
+                self.out.plain(std::mem::take(&mut self.head));
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes some of a block, which goes on once all of it is here.
+    fn take_part(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Next::Part(left) = &mut self.next else {
+            return Ok(0);
+        };
+        let taken = bytes.len().min(*left);
+        *left -= taken;
+        self.block.bytes.extend_from_slice(&bytes[..taken]);
+        if self.block.bytes.len() > LARGEST_BLOCK {
+            return Err(odd());
+        }
+        if *left == 0 {
+            self.next = Next::Head;
+            if self.block.is_last {
+                let block = std::mem::take(&mut self.block);
+                let fields = with_values(block.bytes, &self.insertions);
+                let (flags, stream) = block.begin.ok_or_else(odd)?;
+                framed(fields, flags, stream, &mut self.out);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// What our own library does not write.
+fn odd() -> io::Error {
+    io::Error::other("a frame that is not expected here")
+}
+
+/// A block with the values in it.
+fn with_values(block: Vec<u8>, insertions: &Insertions) -> Vec<(Source, Range<usize>)> {
+    let mut found = Vec::new();
+    insertions.note(|insertion| {
+        let literal = literal(insertion);
+        let place = block
+            .windows(literal.len())
+            .position(|window| window == literal);
+        found.extend(place.map(|at| (at, at + literal.len(), Arc::clone(&insertion.value))));
+        place.is_some()
+    });
+    found.sort_by_key(|(at, _, _)| *at);
+    let block: Arc<[u8]> = block.into();
+    let mut fields = Vec::new();
+    let mut from = 0;
+    for (at, end, value) in found {
+        fields.push((Source::Plain(Arc::clone(&block)), from..at));
+        let (len, all) = (length(value.len()), 0..value.len());
+        let of_len = 0..len.len();
+        fields.push((Source::Plain(len.into()), of_len));
+        fields.push((Source::Value(value), all));
+        from = end;
+    }
+    let rest = from..block.len();
+    fields.push((Source::Plain(block), rest));
+    fields
+}
+
+/// A token as the library writes it: a string literal in Huffman's code (RFC 7541 section 5.2).
+fn literal(insertion: &Insertion) -> Vec<u8> {
+    let code = huffman::encoded(insertion.token.as_bytes());
+    let mut literal = length(code.len());
+    literal[0] |= 0x80;
+    literal.extend(code);
+    literal
+}
+
+/// The length of a string literal, as an integer with a prefix of 7 bits (RFC 7541 section 5.1).
+fn length(len: usize) -> Vec<u8> {
+    const PREFIX: usize = 0x7f;
+    let byte = |value: usize| u8::try_from(value & 0xff).unwrap_or(0);
+    if len < PREFIX {
+        return vec![byte(len)];
+    }
+    let (mut out, mut rest) = (vec![byte(PREFIX)], len - PREFIX);
+    while rest >= 0x80 {
+        out.push(byte((rest & 0x7f) | 0x80));
+        rest >>= 7;
+    }
+    out.push(byte(rest));
+    out
+}
+
+/// Fields in as many frames as they take.
+fn framed(fields: Vec<(Source, Range<usize>)>, flags: u8, stream: [u8; 4], out: &mut Out) {
+    let mut left: usize = fields.iter().map(|(_, range)| range.len()).sum();
+    let mut room = LARGEST.min(left);
+    let head = |kind: u8, flags: u8, len: usize| {
+        let [.., a, b, c] = len.to_be_bytes();
+        [&[a, b, c, kind, flags], &stream[..]].concat()
+    };
+    let last = |left: usize| if left <= LARGEST { END_HEADERS } else { 0 };
+    out.plain(head(HEADERS, (flags & !END_HEADERS) | last(left), room));
+    for (source, mut range) in fields {
+        while !range.is_empty() {
+            if room == 0 {
+                room = LARGEST.min(left);
+                out.plain(head(CONTINUATION, last(left), room));
+            }
+            let part = range.start..range.end.min(range.start + room);
+            (left, room) = (left - part.len(), room - part.len());
+            range.start = part.end;
+            out.push(source.clone(), part);
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> InsertingH2<S> {
+    /// Writes what waits, and of `more` as much as goes along; how much of that is gone.
+    fn poll_out(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let slices = self.out.slices(more);
+            if slices.is_empty() {
+                return Poll::Ready(Ok(0));
+            }
+            let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_more = self.out.written(count);
+            if of_more > 0 {
+                return Poll::Ready(Ok(of_more));
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for InsertingH2<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.out.len() > WAITING {
+            ready!(this.poll_out(cx, &[]))?;
+        }
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        match &mut this.next {
+            Next::Plain(left) => {
+                let most = bytes.len().min(*left);
+                let count = ready!(this.poll_out(cx, &bytes[..most]))?;
+                if let Next::Plain(left) = &mut this.next {
+                    *left -= count;
+                    if *left == 0 {
+                        this.next = Next::Head;
+                    }
+                }
+                Poll::Ready(Ok(count))
+            }
+            Next::Head => Poll::Ready(this.take_head(bytes)),
+            Next::Part(_) => Poll::Ready(this.take_part(bytes)),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_out(cx, &[]))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_out(cx, &[]))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for InsertingH2<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::sys::arena::Arena;
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::{Bytes, Incoming};
+    use hyper::client::conn::http2::handshake;
+    use hyper::header::{AUTHORIZATION, HeaderValue};
+    use hyper::server::conn::http2::Builder;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use proptest::prelude::*;
+    use tokio::io::DuplexStream;
+
+    fn insertion(arena: &Arc<Arena>, token: &str, value: &str) -> Insertion {
+        let mut draft = arena.draft(value.len()).unwrap();
+        draft.copy_from_slice(value.as_bytes());
+        Insertion {
+            token: token.into(),
+            value: Arc::new(draft.freeze()),
+        }
+    }
+
+    /// A real server of the other end's, which answers with the credential and the body that it was sent.
+    fn echo(stream: DuplexStream) {
+        let answer = |request: Request<Incoming>| async move {
+            let credential = request.headers().get(AUTHORIZATION).cloned();
+            let body = request.into_body().collect().await?.to_bytes();
+            let credential = credential.unwrap_or(HeaderValue::from_static("none"));
+            let told = [credential.as_bytes(), b"|", &body].concat();
+            Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(told))))
+        };
+        let server = Builder::new(TokioExecutor::new())
+            .max_header_list_size(1 << 20)
+            .serve_connection(TokioIo::new(stream), service_fn(answer));
+        tokio::spawn(server);
+    }
+
+    /// Takes so many bytes at a time.
+    struct Narrow(DuplexStream, usize);
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let most = bytes.len().min(self.1);
+            Pin::new(&mut self.0).poll_write(cx, &bytes[..most])
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl AsyncRead for Narrow {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    /// What a server is told of so many requests at once. Those with the same value share its token.
+    async fn told(most: usize, values: &[String], body: &'static str) -> Vec<String> {
+        let arena = Arena::new(1 << 20).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        echo(far);
+        let insertions = Insertions::default();
+        let stream = InsertingH2::new(Narrow(near, most), insertions.clone());
+        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for (number, value) in values.iter().enumerate() {
+            let number = values.iter().position(|v| v == value).unwrap_or(number);
+            let token = format!("0123456789abcdef{number:03}");
+            let these = [insertion(&arena, &token, value)];
+            let mut field = HeaderValue::from_str(&token).unwrap();
+            field.set_sensitive(true);
+            let request = Request::post("https://upstream.test/")
+                .header(AUTHORIZATION, field)
+                .body(Full::new(Bytes::from_static(body.as_bytes())))
+                .unwrap();
+            let (insertions, mut sender) = (insertions.clone(), sender.clone());
+            answers.push(tokio::spawn(async move {
+                let added = insertions.add(&these);
+                let answer = sender.send_request(request).await.unwrap();
+                drop(added);
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                String::from_utf8(body.to_vec()).unwrap()
+            }));
+        }
+        let mut all = Vec::new();
+        for answer in answers {
+            all.push(answer.await.unwrap());
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_real_server_reads_the_value_in_the_tokens_place() {
+        for len in [0, 1, 30, 126, 127, 128, 254, 255, 16_000, 16_384, 40_000] {
+            let value = "CANARY-".repeat(len / 7 + 1)[..len].to_owned();
+            let told = told(1 << 16, std::slice::from_ref(&value), "a body").await;
+            assert_eq!(told, [format!("{value}|a body")], "{len}");
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_at_once_get_each_its_own() {
+        let values: Vec<String> = (0..20)
+            .map(|n| format!("Bearer CANARY-{}", n / 3))
+            .collect();
+        for most in [1, 7, 100, 1 << 16] {
+            let told = told(most, &values, "b").await;
+            let expected: Vec<String> = values.iter().map(|value| format!("{value}|b")).collect();
+            assert_eq!(told, expected);
+        }
+    }
+
+    #[test]
+    fn lengths_are_those_of_the_standard() {
+        assert_eq!(length(10), [10]);
+        assert_eq!(length(126), [126]);
+        assert_eq!(length(127), [127, 0]);
+        // RFC 7541 appendix C.1.2 has 1337 with a prefix of 5 bits: 31, 154, 10.
+        assert_eq!(length(127 + 1306), [127, 154, 10]);
+    }
+
+    proptest! {
+        #[test]
+        fn frames_hold_all_of_the_fields_and_no_more_than_they_may(
+            lens in prop::collection::vec(0_usize..40_000, 1..5),
+        ) {
+            let fields = lens.iter().enumerate().map(|(number, len)| {
+                let bytes = vec![u8::try_from(number).unwrap(); *len];
+                (Source::Plain(bytes.into()), 0..*len)
+            });
+            let mut out = Out::default();
+            framed(fields.collect(), 1, [0, 0, 0, 5], &mut out);
+            let written: Vec<u8> = out.slices(&[]).iter().flat_map(|slice| slice.to_vec()).collect();
+            let (mut rest, mut fields, mut kinds) = (&written[..], Vec::new(), Vec::new());
+            while let [a, b, c, kind, flags, 0, 0, 0, 5, more @ ..] = rest {
+                let len = (usize::from(*a) << 16) | (usize::from(*b) << 8) | usize::from(*c);
+                prop_assert!(len <= LARGEST);
+                fields.extend_from_slice(&more[..len]);
+                kinds.push((*kind, *flags));
+                rest = &more[len..];
+            }
+            prop_assert!(rest.is_empty());
+            let all: Vec<u8> = lens.iter().enumerate()
+                .flat_map(|(number, len)| vec![u8::try_from(number).unwrap(); *len]).collect();
+            prop_assert_eq!(fields, all);
+            prop_assert_eq!(kinds[0].0, HEADERS);
+            prop_assert_eq!(kinds[0].1 & 1, 1);
+            prop_assert!(kinds[1..].iter().all(|(kind, _)| *kind == CONTINUATION));
+            let mut ends = kinds.iter().map(|(_, flags)| flags & END_HEADERS != 0);
+            prop_assert_eq!(ends.clone().filter(|end| *end).count(), 1);
+            prop_assert!(ends.next_back().unwrap());
+        }
+    }
+}
