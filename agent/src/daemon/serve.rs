@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde_json::json;
@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc as channel;
+use tokio::time::sleep;
 
 use super::Daemon;
 use super::error::StartError;
@@ -20,6 +21,10 @@ use super::sockets::{Bound, listen, listen_on};
 use crate::api::admin::{AdminServer, Reload};
 use crate::api::{Context, SealMark, Server, metrics_server};
 use crate::config::Metrics;
+use crate::sys;
+
+/// After this time what is still done for the start is done.
+const STARTED: Duration = Duration::from_millis(500);
 
 impl Daemon {
     pub(super) async fn serve(
@@ -56,6 +61,10 @@ impl Daemon {
         let mut signals = signals()?;
         self.manager.tell("READY=1");
         ready();
+        tokio::spawn(async {
+            sleep(STARTED).await;
+            sys::image::forget_start();
+        });
         let mut exits = std::pin::pin!(Arc::clone(&server).watch_exits());
         loop {
             tokio::select! {

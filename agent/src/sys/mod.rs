@@ -4,6 +4,7 @@ pub mod alloc;
 pub mod arena;
 pub mod exits;
 pub mod harden;
+pub mod image;
 pub mod manager;
 pub mod map;
 pub mod peer;
