@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -15,6 +16,7 @@ from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually
 from hostile import Hostile
 from inside import disguises, holds_no_copy
 from test_routes import route
+from test_routes_way import pin
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 pytestmark = pytest.mark.skipif(not os.path.exists(NGINX), reason="needs nginx (Debian package nginx-light): HTTP/2 is NOT shown")
@@ -26,6 +28,10 @@ POLICY = """
 [[bot]]
 name = "bot-marker-h2"
 match = { uid = 20001 }
+roles = ["caller"]
+[[bot]]
+name = "root"
+match = { uid = 0 }
 roles = ["caller"]
 [[bot]]
 name = "bob"
@@ -96,6 +102,8 @@ class Place:
         self.agent = Agent(
             policy=route("two", self.nginx.address, more=more) + route("long", self.nginx.address, secret="app/long", more=more)
             + route("basic", self.nginx.address, basic, "app/login", more=more)
+            + route("pinned", self.nginx.address, more=f'{more}\npins = ["{pin(issued.certificate)}"]')
+            + route("mispinned", self.nginx.address, more=f'{more}\npins = ["{pin(authority.file)}"]')
             + route("brief", self.brief.address, more=more)
             + route("one", self.nginx.address, more=more.replace("http2 = true", "")) + POLICY,
             secrets={"app/key": KEY, "app/long": LONG, "app/login": json.dumps({"user": "u", "password": KEY})},
@@ -135,6 +143,14 @@ def test_the_upstream_gets_the_key_by_http2_and_the_bot_never_does(place):
     assert place.nginx.requests("/echo/one")[0]["protocol"] == "HTTP/1.1"
     reply = place.use("two/trailing/x")
     assert reply.status == 404 and reply.headers["x-key"] == "Bearer " + "*" * len(KEY)
+
+
+def test_pins_count_before_http2_begins(place):
+    assert place.use("pinned/echo/pinned").status == 200
+    assert place.nginx.requests("/echo/pinned")[0]["protocol"] == "HTTP/2.0"
+    reply = place.use("mispinned/echo/mispinned")
+    assert (reply.status, reply.json()["code"]) == (502, "upstream_failed")
+    assert not place.nginx.requests("/echo/mispinned")
 
 
 def test_requests_of_a_bot_share_a_connection_and_those_of_another_do_not(place):
@@ -198,6 +214,24 @@ def test_a_rotation_reaches_the_next_request_over_the_same_connection(place):
         assert first["connection"] == second["connection"]
     finally:
         place.agent.put("app/key", KEY)
+
+
+def test_seal_ends_streams_and_wipes(place):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(place.agent.socket))
+        sock.sendall(b"GET /v1/use/two/download?bytes=50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(20).startswith(b"HTTP/1.1 200 ")
+        try:
+            assert json.loads(place.agent.ops("seal", "--json").stdout)["secret_memory_used"] == 0
+            assert place.use("two/echo").json()["code"] == "sealed"
+            left = 0
+            while piece := sock.recv(1 << 20):
+                left += len(piece)
+            assert left < 50_000_000
+        finally:
+            place.agent.ops("unseal")
+    eventually(lambda: place.use("two/echo").status == 200)
 
 
 def test_the_daemons_memory_holds_no_copy_a_second_later(place):

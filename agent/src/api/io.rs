@@ -17,6 +17,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+/// How much is thrown away of what a peer still sends: more than any body that an ordinary client sends unasked.
+const UNWANTED: usize = 64 << 20;
+
 /// The second of the sweep's clock, counted from 1.
 #[derive(Default)]
 pub struct Seconds(AtomicU32);
@@ -146,9 +149,6 @@ pub struct Io {
     /// How much was thrown away at the end.
     unwanted: usize,
 }
-
-/// How much is thrown away of what a peer still sends: more than any body that an ordinary client sends unasked.
-const UNWANTED: usize = 64 << 20;
 
 impl Io {
     /// Wraps an accepted stream.

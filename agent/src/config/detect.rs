@@ -171,8 +171,8 @@ fn read_ignore(
     let given = section
         .required("rule", "\"unusual_hour\"", report)?
         .string(report)?;
-    let learnt: Vec<_> = Rule::fallible().map(|rule| (rule.as_str(), rule)).collect();
-    let rule = one_of(&given, "rule", &learnt, report)?;
+    let rules: Vec<_> = Rule::fallible().map(|rule| (rule.as_str(), rule)).collect();
+    let rule = one_of(&given, "rule", &rules, report)?;
     let Some(bots) = section.get("bots") else {
         return Some(Ignore { rule, bots: None });
     };

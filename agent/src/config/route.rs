@@ -56,15 +56,19 @@ impl Route {
     /// The ports that are connected to for it.
     #[must_use]
     pub fn ports(&self) -> Vec<u16> {
-        let server = |inject: &Inject| match inject {
-            Inject::OAuth2(oauth2) => Some(oauth2.server.target().1),
-            _ => None,
-        };
         if let Some(proxy) = &self.proxy {
             return vec![proxy.target().1];
         }
-        let of_tokens = self.inject.iter().filter_map(server);
-        of_tokens.chain([self.upstream.target().1]).collect()
+        let servers = self.token_servers().chain([&self.upstream]);
+        servers.map(|server| server.target().1).collect()
+    }
+
+    /// The servers that its access tokens come from.
+    fn token_servers(&self) -> impl Iterator<Item = &Address> {
+        self.inject.iter().filter_map(|inject| match inject {
+            Inject::OAuth2(oauth2) => Some(&oauth2.server),
+            _ => None,
+        })
     }
 }
 
@@ -310,8 +314,7 @@ fn read_proxy(section: &Section<'_>, report: &mut Report) -> Option<Address> {
 
 /// A field has no fields of its own; a token and a client certificate are as secret as any credential.
 fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
-    let gets_tokens = |inject: &Inject| matches!(inject, Inject::OAuth2(_));
-    if !route.pins.is_empty() && route.inject.iter().any(gets_tokens) {
+    if !route.pins.is_empty() && route.token_servers().next().is_some() {
         let text = "`pins` are of the upstream alone, of the token endpoint any trusted certificate will do";
         report.warning(&section.place_of("pins"), text);
     }
@@ -329,13 +332,8 @@ fn check_inject(route: &Route, section: &Section<'_>, report: &mut Report) {
     if route.http2 && !route.upstream.is_tls() {
         say("`http2` is agreed on in TLS, but `upstream` is not https".into());
     }
-    let server = |inject: &Inject| match inject {
-        Inject::OAuth2(oauth2) => Some(oauth2.server.clone()),
-        _ => None,
-    };
-    let servers: Vec<Address> = route.inject.iter().filter_map(server).collect();
-    let in_clear = |server: &&Address| !server.is_tls();
-    if let Some(server) = servers.iter().chain([&route.upstream]).find(in_clear)
+    let mut servers = route.token_servers().chain([&route.upstream]);
+    if let Some(server) = servers.find(|server| !server.is_tls())
         && route.proxy.is_some()
     {
         say(format!(

@@ -28,6 +28,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// How large the buffers of a connection may grow; an answer's head has to fit.
 const BUFFER: usize = 64 * 1024;
+const LARGEST_HEAD: u32 = 64 * 1024;
 
 /// How much of an answer over HTTP/2 may be on its way to a bot that does not read, and of all of a connection's.
 const WINDOW: u32 = 64 * 1024;
@@ -197,7 +198,7 @@ async fn begin_http2(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW_OF_ALL)
         .max_send_buf_size(BUFFER)
-        .max_header_list_size(WINDOW)
+        .max_header_list_size(LARGEST_HEAD)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Failure::NoAnswer)?;

@@ -291,12 +291,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Inserting<S> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::sys::arena::Arena;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn insertion(arena: &Arc<Arena>, token: &str, value: &str) -> Insertion {
+    pub(in super::super) fn insertion(arena: &Arc<Arena>, token: &str, value: &str) -> Insertion {
         let mut draft = arena.draft(value.len()).unwrap();
         draft.copy_from_slice(value.as_bytes());
         Insertion {

@@ -13,8 +13,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::huffman;
-use super::insert::{Insertion, Insertions};
+use super::hpack::{length, literal};
+use super::insert::Insertions;
 use crate::sys::arena::Block;
 
 /// What a connection begins with, before its frames (RFC 9113 section 3.4).
@@ -205,7 +205,7 @@ fn odd() -> io::Error {
 fn with_values(block: Vec<u8>, insertions: &Insertions) -> Vec<(Source, Range<usize>)> {
     let mut found = Vec::new();
     insertions.note(|insertion| {
-        let literal = literal(insertion);
+        let literal = literal(&insertion.token);
         let place = block
             .windows(literal.len())
             .position(|window| window == literal);
@@ -227,31 +227,6 @@ fn with_values(block: Vec<u8>, insertions: &Insertions) -> Vec<(Source, Range<us
     let rest = from..block.len();
     fields.push((Source::Plain(block), rest));
     fields
-}
-
-/// A token as the library writes it: a string literal in Huffman's code (RFC 7541 section 5.2).
-fn literal(insertion: &Insertion) -> Vec<u8> {
-    let code = huffman::encoded(insertion.token.as_bytes());
-    let mut literal = length(code.len());
-    literal[0] |= 0x80;
-    literal.extend(code);
-    literal
-}
-
-/// The length of a string literal, as an integer with a prefix of 7 bits (RFC 7541 section 5.1).
-fn length(len: usize) -> Vec<u8> {
-    const PREFIX: usize = 0x7f;
-    let byte = |value: usize| u8::try_from(value & 0xff).unwrap_or(0);
-    if len < PREFIX {
-        return vec![byte(len)];
-    }
-    let (mut out, mut rest) = (vec![byte(PREFIX)], len - PREFIX);
-    while rest >= 0x80 {
-        out.push(byte((rest & 0x7f) | 0x80));
-        rest >>= 7;
-    }
-    out.push(byte(rest));
-    out
 }
 
 /// Fields in as many frames as they take.
@@ -354,6 +329,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for InsertingH2<S> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::insert::tests::insertion;
     use super::*;
     use crate::sys::arena::Arena;
     use http_body_util::{BodyExt, Full};
@@ -366,15 +342,6 @@ mod tests {
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use proptest::prelude::*;
     use tokio::io::DuplexStream;
-
-    fn insertion(arena: &Arc<Arena>, token: &str, value: &str) -> Insertion {
-        let mut draft = arena.draft(value.len()).unwrap();
-        draft.copy_from_slice(value.as_bytes());
-        Insertion {
-            token: token.into(),
-            value: Arc::new(draft.freeze()),
-        }
-    }
 
     /// A real server of the other end's, which answers with the credential and the body that it was sent.
     fn echo(stream: DuplexStream) {
@@ -480,15 +447,6 @@ mod tests {
             let expected: Vec<String> = values.iter().map(|value| format!("{value}|b")).collect();
             assert_eq!(told, expected);
         }
-    }
-
-    #[test]
-    fn lengths_are_those_of_the_standard() {
-        assert_eq!(length(10), [10]);
-        assert_eq!(length(126), [126]);
-        assert_eq!(length(127), [127, 0]);
-        // RFC 7541 appendix C.1.2 has 1337 with a prefix of 5 bits: 31, 154, 10.
-        assert_eq!(length(127 + 1306), [127, 154, 10]);
     }
 
     proptest! {

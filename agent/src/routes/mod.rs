@@ -18,7 +18,7 @@ mod forms;
 mod frames;
 mod headers;
 mod hmac;
-mod huffman;
+mod hpack;
 mod identity;
 mod insert;
 mod insert_h2;
