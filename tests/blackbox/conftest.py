@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from harness import Agent
+from harness import Agent, open_to_others
 
 ROOT_ONLY = "needs root: other uids, namespaces and cgroups are not shown without it"
 
@@ -18,6 +18,11 @@ def pytest_collection_modifyitems(items):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "anyone: runs without root, too")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_for_others(tmp_path_factory):
+    open_to_others(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

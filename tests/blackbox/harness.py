@@ -93,6 +93,14 @@ class UnixHTTP(http.client.HTTPConnection):
         return self.ask("GET", path, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
+def open_to_others(folder):
+    """Lets other users into a folder of pytest's, which makes each for its own user alone."""
+    for above in [folder, *folder.parents]:
+        if above == Path(tempfile.gettempdir()):
+            return
+        above.chmod(0o755)
+
+
 def as_user(uid, act, *args, gid=None, groups=(), timeout=60):
     """Runs `act(*args)` in a forked child that has really become `uid`; returns what it returned."""
     read, write = os.pipe()

@@ -12,7 +12,7 @@ import tempfile
 import pytest
 
 from certificates import Authority
-from harness import ALICE, BOB, CAROL, KEYHATCH, Agent, as_user, eventually
+from harness import ALICE, BOB, CAROL, KEYHATCH, Agent, as_user, eventually, open_to_others
 from hostile import Hostile
 from test_routes import KEY, route
 from test_routes_way import Proxy
@@ -143,8 +143,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("proxy")
-    for above in [folder, *folder.parents][:3]:
-        os.chmod(above, 0o755)
+    open_to_others(folder)
     with Place(folder) as place:
         yield place
 

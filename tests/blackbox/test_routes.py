@@ -16,7 +16,7 @@ import threading
 import pytest
 
 from certificates import Authority
-from harness import ALICE, BOB, KEYHATCH, Agent, UnixHTTP, as_user, eventually
+from harness import ALICE, BOB, KEYHATCH, Agent, UnixHTTP, as_user, eventually, open_to_others
 from hostile import EVENT, Hostile
 from inside import Scan, disguises, holds_no_copy
 
@@ -122,8 +122,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls", numbered=False)
-    for above in [folder, *folder.parents][:3]:
-        os.chmod(above, 0o755)
+    open_to_others(folder)
     with Place(folder) as place:
         yield place
 

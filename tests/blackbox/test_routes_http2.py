@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from certificates import Authority
-from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually
+from harness import ALICE, BOB, Agent, UnixHTTP, as_user, eventually, open_to_others
 from hostile import Hostile
 from inside import disguises, holds_no_copy
 from test_routes import route
@@ -123,7 +123,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("http2", numbered=False)
-    folder.chmod(0o755)
+    open_to_others(folder)
     with Place(folder) as place:
         yield place
 

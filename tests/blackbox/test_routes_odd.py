@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 import socket
 import urllib.parse
@@ -10,7 +9,7 @@ import urllib.parse
 import pytest
 
 import hostile
-from harness import UnixHTTP, eventually
+from harness import UnixHTTP, eventually, open_to_others
 from test_routes import KEY, Place
 
 
@@ -59,8 +58,7 @@ class Odd(hostile.Hostile):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd", numbered=False)
-    for above in [folder, *folder.parents][:3]:
-        os.chmod(above, 0o755)
+    open_to_others(folder)
     with Place(folder) as place:
         place.clear.__class__ = Odd
         yield place

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certificates import Authority
-from harness import ALICE, Agent, UnixHTTP, as_user, eventually
+from harness import ALICE, Agent, UnixHTTP, as_user, eventually, open_to_others
 from hostile import Hostile
 from inside import disguises, holds_no_copy
 
@@ -166,8 +166,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens", numbered=False)
-    for above in [folder, *folder.parents][:3]:
-        os.chmod(above, 0o755)
+    open_to_others(folder)
     place = Place(folder)
     with contextlib.ExitStack() as stack:
         for part in (place.issuer, place.mutual, place.agent):

@@ -11,7 +11,7 @@ import pytest
 
 from activation import Activated
 from certificates import Authority
-from harness import Agent, UnixHTTP, eventually
+from harness import Agent, UnixHTTP, eventually, open_to_others
 from hostile import EVENT, Hostile
 from test_routes import KEY, route
 
@@ -125,7 +125,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("way", numbered=False)
-    folder.chmod(0o755)
+    open_to_others(folder)
     with Place(folder) as place:
         yield place
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, CANARY, KEYHATCH, Agent, eventually
+from harness import ALICE, BOB, CANARY, KEYHATCH, Agent, eventually, open_to_others
 
 # One that every user may run, which the tests' own need not be.
 PYTHON = "/usr/bin/python3"
@@ -139,10 +139,7 @@ def test_two_names_that_make_one_variable_are_an_error_that_names_both(shared):
 
 
 def test_a_map_file(shared, tmp_path):
-    os.chmod(tmp_path, 0o755)
-    for folder in tmp_path.parents:
-        if str(folder).startswith("/tmp/"):
-            os.chmod(folder, 0o755)
+    open_to_others(tmp_path)
     file = tmp_path / "map"
     file.write_text("# comment\n\n  KEY=app/key\nUSER_NAME=app/db#user\n")
     got = variables(run(shared, "--map", file, "--", "env", "-0"))
