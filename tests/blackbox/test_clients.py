@@ -117,14 +117,18 @@ class Play:
         assert wrong is None, wrong
 
     def restarts(self, step):
-        """Asks on and on until the agent has been restarted so many times, by kill and in peace."""
+        """Asks on and on until the agent has been restarted so many times, by kill and in peace. Each run of it
+        answers a read: one that was gone again before any bot's next try is no restart but an agent that is away."""
         done, failed = threading.Event(), []
+        reads = lambda: len(self.server.records(event="secret.read"))
 
         def restart():
             try:
                 for number in range(step["restarts"]):
                     self.server.stop(9 if number % 2 else 15)
+                    before = reads()
                     self.server.start()
+                    eventually(lambda: reads() > before, 30)
             except BaseException as error:
                 failed.append(error)
             finally:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 
+import conformance
 from bots import Bot, ask, bind_over, dial
 from harness import ALICE, BOB, CANARY, CAROL, KEYHATCH, KEYHATCHD, Agent, as_user
 from peers import KEY, granted
@@ -80,6 +81,32 @@ def start_fails(agent, code, why):
     assert agent.process.wait(timeout=20) == code
     agent.process = None
     assert why in agent.log.read_text()
+
+
+KNOCKING = """
+import os, socket, sys
+seen = set()
+while os.path.exists(sys.argv[2]):
+    with socket.socket(socket.AF_UNIX) as knock:
+        error = knock.connect_ex(sys.argv[1])
+        seen.add(os.strerror(error) if error else "let in")
+print(sorted(seen))
+"""
+
+
+def test_no_moment_of_a_start_refuses_a_user_the_socket():
+    """Between two runs nobody listens; that a bot may not connect would be no reason for it to try again."""
+    with Agent() as agent:
+        going = agent.dir / "run" / "going"
+        going.touch()
+        command = [conformance.python(), "-c", KNOCKING, agent.socket, going]
+        knocking = subprocess.Popen(command, user=BOB, stdout=subprocess.PIPE, text=True)
+        for _ in range(10):
+            agent.stop(signal.SIGKILL)
+            agent.start()
+        going.unlink()
+        seen = knocking.communicate(timeout=20)[0]
+        assert "let in" in seen and "Permission denied" not in seen, seen
 
 
 def test_a_socket_that_someone_listens_on_is_not_stolen_and_a_dead_one_is_replaced():

@@ -1,15 +1,16 @@
 //! The sockets that the daemon listens on: handed over by the service manager, or bound here, where what a
 //! dead daemon left is replaced and a live one's never stolen.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::stat::{Mode, umask};
 use tokio::net::UnixListener;
 
 use super::error::{StartError, io_error};
@@ -50,14 +51,22 @@ fn bind(path: &Path) -> Result<UnixListener, StartError> {
         make_folder(folder, 0o755)?;
     }
     remove_dead(path)?;
-    let listener = StdListener::bind(path).map_err(|error| match error.kind() {
+    let listener = bind_open(path).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => StartError::SocketInUse(path.to_owned()),
         _ => io_error("bind", path)(error),
     })?;
-    fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(io_error("chmod", path))?;
     nix::sys::socket::listen(&listener.as_fd(), nix::sys::socket::Backlog::MAXCONN)
         .map_err(|errno| io_error("listen on", path)(errno.into()))?;
     listen_on(listener).map_err(io_error("listen on", path))
+}
+
+/// The socket has mode 666 from its first moment: a bot that tries again during a restart is never told that
+/// it may not connect. Files of other threads meanwhile state their own mode, as all of this daemon's do.
+fn bind_open(path: &Path) -> io::Result<StdListener> {
+    let usual = umask(Mode::from_bits_truncate(0o111));
+    let bound = StdListener::bind(path);
+    umask(usual);
+    bound
 }
 
 pub(super) fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {

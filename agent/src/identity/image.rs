@@ -247,9 +247,7 @@ impl Images {
                 .map(|(path, list)| (path.clone(), list.iter().map(hex).collect()))
                 .collect(),
         );
-        let fresh = self.memory.with_extension("new");
-        fs::write(&fresh, serde_json::to_vec(&remembered)?)?;
-        fs::rename(fresh, &self.memory)
+        crate::files::replace(&self.memory, &serde_json::to_vec(&remembered)?)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
