@@ -58,7 +58,7 @@ pub use log::{Log, Stats, make_folder};
 pub use query::{Filter, lines, query};
 pub use ratchet::{Ratchet, Seal};
 pub use record::{Brief, BriefPeer, Peer, Record, Text, time_text};
-pub use render::{Phrase, extra, unescape};
+pub use render::{Members, Phrase, extra, unescape};
 pub use report::{Bad, Report, Why};
 pub use scan::{Part, Span, fold, parts, stream};
 pub use sealed::Sealing;

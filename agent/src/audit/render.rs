@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
+
 use super::chain::{Hash, Head, seal};
 use super::entry::Entry;
 
@@ -113,17 +115,35 @@ fn members(out: &mut Vec<u8>, extra: &str) {
 /// Further members of a record as JSON text, for [`Entry::extra`].
 #[must_use]
 pub fn extra(members: &[(&str, serde_json::Value)]) -> String {
-    let mut out = Vec::new();
+    let mut all = Members::default();
     for (key, value) in members {
-        if !out.is_empty() {
-            out.push(b',');
-        }
-        quoted(&mut out, key);
-        out.push(b':');
-        // Text and numbers into memory: there is nothing to fail.
-        let _ = serde_json::to_writer(&mut out, value);
+        all.add(key, value);
     }
-    String::from_utf8(out).unwrap_or_default()
+    all.as_str().to_owned()
+}
+
+/// Further members of a record, written as they are added.
+#[derive(Default)]
+pub struct Members(Vec<u8>);
+
+impl Members {
+    /// Adds one.
+    pub fn add(&mut self, key: &str, value: impl Serialize) -> &mut Self {
+        if !self.0.is_empty() {
+            self.0.push(b',');
+        }
+        quoted(&mut self.0, key);
+        self.0.push(b':');
+        // Text and numbers into memory: there is nothing to fail.
+        let _ = serde_json::to_writer(&mut self.0, &value);
+        self
+    }
+
+    /// The JSON text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// Both clocks at one moment.

@@ -1,16 +1,18 @@
 //! A connection to an upstream.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::rt::{Read, Write};
+use hyper::rt::Executor;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -30,9 +32,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 const BUFFER: usize = 64 * 1024;
 const LARGEST_HEAD: u32 = 64 * 1024;
 
-/// How much of an answer over HTTP/2 may be on its way to a bot that does not read, and of all of a connection's.
+/// How much of an answer over HTTP/2 may be on its way to a bot that does not read.
 const WINDOW: u32 = 64 * 1024;
-const WINDOW_OF_ALL: u32 = 1 << 20;
+/// The same of all answers of a connection. The library ends one where what small frames that nobody reads cost beyond
+/// their bytes comes to half of it: several event streams that are left unread are no reason for that.
+const WINDOW_OF_ALL: u32 = 1 << 25;
 
 /// A connection.
 pub struct Link {
@@ -40,18 +44,54 @@ pub struct Link {
     pub sender: Sender,
     /// What the next head is written with.
     pub insertions: Insertions,
-    /// Who is at the other end.
-    pub remote: SocketAddr,
+    /// Who is at the other end: address and port.
+    pub remote: Arc<str>,
     /// The version of the secret whose certificate it was opened with, where it was.
     pub identity: Option<Arc<str>>,
+    tasks: Arc<Tasks>,
+}
+
+/// What drives a connection. It ends with the last link, whatever the upstream does not read or say.
+struct Tasks(Spawning);
+
+#[derive(Clone, Default)]
+struct Spawning(Arc<Mutex<JoinSet<()>>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.lock().abort_all();
+    }
+}
+
+impl Spawning {
+    fn lock(&self) -> MutexGuard<'_, JoinSet<()>> {
+        held(&self.0)
+    }
+}
+
+fn held<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Spawning {
+    fn execute(&self, future: F) {
+        let mut tasks = self.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            future.await;
+        });
+    }
 }
 
 /// Sends requests: one after the other, or several at once.
 pub enum Sender {
     /// By HTTP/1.1.
     Http1(http1::SendRequest<Upload>),
-    /// By HTTP/2.
-    Http2(http2::SendRequest<Upload>),
+    /// By HTTP/2, and how many at once the upstream takes.
+    Http2(
+        http2::SendRequest<Upload>,
+        Arc<dyn Fn() -> usize + Send + Sync>,
+    ),
 }
 
 impl Sender {
@@ -59,7 +99,7 @@ impl Sender {
     pub fn is_ready(&self) -> bool {
         match self {
             Self::Http1(sender) => sender.is_ready(),
-            Self::Http2(sender) => sender.is_ready(),
+            Self::Http2(sender, _) => sender.is_ready(),
         }
     }
 
@@ -67,13 +107,13 @@ impl Sender {
     pub fn is_closed(&self) -> bool {
         match self {
             Self::Http1(sender) => sender.is_closed(),
-            Self::Http2(sender) => sender.is_closed(),
+            Self::Http2(sender, _) => sender.is_closed(),
         }
     }
 
     /// Whether it is HTTP/2.
     pub fn is_http2(&self) -> bool {
-        matches!(self, Self::Http2(_))
+        matches!(self, Self::Http2(..))
     }
 
     /// Sends a request.
@@ -86,7 +126,7 @@ impl Sender {
     ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
         match self {
             Self::Http1(sender) => sender.try_send_request(request).await,
-            Self::Http2(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender, _) => sender.try_send_request(request).await,
         }
     }
 }
@@ -94,20 +134,25 @@ impl Sender {
 impl Link {
     /// The same connection once more, where several requests may share it.
     pub fn share(&self) -> Option<Self> {
-        let Sender::Http2(sender) = &self.sender else {
+        let Sender::Http2(sender, most) = &self.sender else {
             return None;
         };
         Some(Self {
-            sender: Sender::Http2(sender.clone()),
+            sender: Sender::Http2(sender.clone(), Arc::clone(most)),
             insertions: self.insertions.clone(),
-            remote: self.remote,
+            remote: Arc::clone(&self.remote),
             identity: self.identity.clone(),
+            tasks: Arc::clone(&self.tasks),
         })
     }
 
-    /// Whether it is the same connection.
-    pub fn is_same(&self, other: &Self) -> bool {
-        self.insertions.is_same(&other.insertions)
+    /// Whether one more request may be under way on it, where several share it.
+    pub fn has_room(&self) -> bool {
+        let Sender::Http2(_, most) = &self.sender else {
+            return false;
+        };
+        // One is that of the pool.
+        Arc::strong_count(&self.tasks) <= most()
     }
 }
 
@@ -132,6 +177,7 @@ impl Route {
         // A small request must not wait for the answer to the one before.
         stream.set_nodelay(true).map_err(Failure::Connect)?;
         let insertions = Insertions::default();
+        let tasks = Spawning::default();
         let upstream = &self.config.upstream;
         let sender = if upstream.is_tls() {
             let name = upstream.server_name().ok_or(Failure::NoAnswer)?;
@@ -149,18 +195,19 @@ impl Route {
                 .map_err(|error| Failure::Tls(tls_words(&error)))?;
             self.check_pins(&stream)?;
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                begin_http2(InsertingH2::new(stream, insertions.clone())).await?
+                begin_http2(InsertingH2::new(stream, insertions.clone()), &tasks).await?
             } else {
-                begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
+                begin(Inserting::new(stream, insertions.clone()), &tasks).await?
             }
         } else {
-            begin(TokioIo::new(Inserting::new(stream, insertions.clone()))).await?
+            begin(Inserting::new(stream, insertions.clone()), &tasks).await?
         };
         Ok(Link {
             sender,
             insertions,
-            remote,
+            remote: remote.to_string().into(),
             identity: identity.map(|identity| Arc::clone(&identity.version)),
+            tasks: Arc::new(Tasks(tasks)),
         })
     }
 
@@ -180,29 +227,48 @@ impl Route {
     }
 }
 
-async fn begin(io: impl Read + Write + Unpin + Send + 'static) -> Result<Sender, Failure> {
+async fn begin(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    tasks: &Spawning,
+) -> Result<Sender, Failure> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
-        .handshake(io)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Failure::NoAnswer)?;
-    // It ends when the sender is dropped.
-    tokio::spawn(connection.with_upgrades());
+    tasks.execute(connection.with_upgrades());
     Ok(Sender::Http1(sender))
 }
 
 async fn begin_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    tasks: &Spawning,
 ) -> Result<Sender, Failure> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let (sender, connection) = http2::Builder::new(tasks.clone())
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW_OF_ALL)
         .max_send_buf_size(BUFFER)
         .max_header_list_size(LARGEST_HEAD)
+        // What an answer's head says of the credential is in no table that stays.
+        .header_table_size(0)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Failure::NoAnswer)?;
-    // It ends when the last sender is dropped.
-    tokio::spawn(connection);
-    Ok(Sender::Http2(sender))
+    let connection = Arc::new(Mutex::new(Some(connection)));
+    let driven = Arc::clone(&connection);
+    tasks.execute(async move {
+        let drive = |cx: &mut Context<'_>| match &mut *held(&driven) {
+            Some(connection) => std::pin::Pin::new(connection).poll(cx).map(drop),
+            None => Poll::Ready(()),
+        };
+        poll_fn(drive).await;
+        // Its senders learn from that that it has ended.
+        *held(&driven) = None;
+    });
+    let most = move || {
+        held(&connection)
+            .as_ref()
+            .map_or(0, http2::Connection::current_max_send_streams)
+    };
+    Ok(Sender::Http2(sender, Arc::new(most)))
 }

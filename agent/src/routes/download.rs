@@ -141,7 +141,7 @@ impl Download {
         self.tell(true);
         match self.link.take() {
             Some(link) if self.found() == 0 => self.pool.put(link),
-            Some(link) => self.pool.close(&link),
+            Some(link) => self.pool.close(&link.insertions),
             None => {}
         }
     }
@@ -151,7 +151,7 @@ impl Download {
         self.ended = true;
         self.tell(false);
         if let Some(link) = self.link.take() {
-            self.pool.close(&link);
+            self.pool.close(&link.insertions);
         }
     }
 

@@ -1,7 +1,7 @@
 //! One request to a route's upstream, up to the head of its answer.
 
+use std::error::Error as _;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,9 @@ use super::connect::Link;
 use super::credential::Credential;
 use super::failure::Failure;
 use super::headers;
+use super::insert::Insertions;
 use super::path::{Target, escape_reserved};
-use super::pool::Wanted;
+use super::pool::{Pool, Wanted};
 use super::tunnel;
 use super::upload::{Progress, Upload};
 use crate::http;
@@ -42,8 +43,8 @@ pub struct Answered {
     pub head: response::Parts,
     pub(super) body: Incoming,
     pub(super) link: Link,
-    /// Who answered.
-    pub remote: SocketAddr,
+    /// Who answered: address and port.
+    pub remote: Arc<str>,
     /// The connection, once it speaks another protocol.
     pub(super) upgrade: Option<OnUpgrade>,
 }
@@ -67,40 +68,46 @@ impl Route {
         mut upload: Upload,
         progress: &Arc<Progress>,
     ) -> Result<Answered, Failure> {
+        let identity = credential.identity.as_ref();
+        let mut waited = self.pool.take(&Wanted {
+            identity: identity.map(|identity| &identity.version),
+            bot,
+            http1: outgoing.websocket,
+        });
         loop {
-            let identity = credential.identity.as_ref();
-            let waited = self.pool.take(&Wanted {
-                identity: identity.map(|identity| &identity.version),
-                bot,
-                http1: outgoing.websocket,
-            });
             let is_fresh = waited.is_none();
-            let mut link = match waited {
+            let mut link = match waited.take() {
                 Some(link) => link,
-                None => self.connect(identity, outgoing.websocket).await?,
+                // Seldom, and much larger than all else that a request carries about.
+                None => Box::pin(self.connect(identity, outgoing.websocket)).await?,
             };
             if is_fresh {
                 self.pool.share(&link, bot);
             }
-            // A server may close a waiting connection at any time.
-            let again = upload.again().filter(|_| outgoing.method.is_idempotent());
+            let again = upload.again();
             let is_http2 = link.sender.is_http2();
             let request = self.request(outgoing, credential, upload, is_http2)?;
-            let added = link.insertions.add(&credential.insertions);
+            let insertions = link.insertions.clone();
+            let added = insertions.add(&credential.insertions);
+            let mut asking = Asking(Some((&self.pool, &insertions)));
             let sent = link.sender.send(request);
-            let sent = within(self.patience(), progress, sent).await;
+            let sent = within(self.patience(), progress, sent).await?;
             drop(added);
-            if !matches!(sent, Ok(Ok(_))) {
-                self.pool.close(&link);
-            }
-            match sent? {
-                Ok(answer) => return self.answered(outgoing, answer, link),
+            match sent {
+                Ok(answer) => {
+                    asking.0 = None;
+                    return self.answered(outgoing, answer, link);
+                }
                 Err(mut error) => {
                     if let Some(trouble) = progress.trouble() {
                         return Err(trouble);
                     }
                     let unsent = error.take_message().map(Request::into_body);
-                    match unsent.or(again).filter(|_| !is_fresh) {
+                    // A server may close a waiting connection at any time.
+                    let is_repeatable =
+                        outgoing.method.is_idempotent() || is_unprocessed(error.error());
+                    let again = unsent.or(again.filter(|_| is_repeatable));
+                    match again.filter(|_| !is_fresh) {
                         Some(same) => upload = same,
                         None => return Err(unanswered(error.error())),
                     }
@@ -131,7 +138,7 @@ impl Route {
         Ok(Answered {
             head,
             body,
-            remote: link.remote,
+            remote: Arc::clone(&link.remote),
             link,
             upgrade,
         })
@@ -158,13 +165,11 @@ impl Route {
         *request.uri_mut() = target.ok_or(Failure::NoAnswer)?;
         let headers = request.headers_mut();
         *headers = headers::to_upstream(&outgoing.headers, &injected);
-        let host = self.config.upstream.authority();
-        let host = HeaderValue::try_from(host).map_err(|_| Failure::NoAnswer)?;
         if is_http2 {
             // The frames say where the body ends, and the connection is nobody's own.
             headers.remove(CONNECTION);
         } else {
-            headers.insert(HOST, host);
+            headers.insert(HOST, self.host.clone());
             headers.extend(framing);
         }
         headers.extend(credential.headers.iter().cloned());
@@ -184,6 +189,28 @@ impl Route {
             .build()
             .ok()
     }
+}
+
+/// A request without an answer. What it was sent on is used for no other, however it ends: the bot may have left an
+/// upstream that says nothing any more.
+struct Asking<'a>(Option<(&'a Pool, &'a Insertions)>);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some((pool, insertions)) = self.0 {
+            pool.close(insertions);
+        }
+    }
+}
+
+/// Whether an upstream says over HTTP/2 that it has done nothing for a request (RFC 9113 section 8.7): then any may be
+/// made once more. The library tells the end of a connection only to requests that the upstream leaves out.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &h2::Error| {
+        let is_refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        cause.is_remote() && (cause.is_go_away() || is_refused)
+    })
 }
 
 /// What the HTTP library does not say by itself: that a body of unknown length comes with any method, and that an

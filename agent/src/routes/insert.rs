@@ -29,15 +29,16 @@ pub struct Insertions(Arc<Mutex<Waiting>>);
 #[derive(Default)]
 struct Waiting {
     all: Vec<Entry>,
-    /// A request has ended before its head was out: what would follow is the rest of it, without the credential.
-    is_broken: bool,
+    /// How many of them no request waits for any more, though their heads are not out.
+    left_behind: usize,
 }
 
 struct Entry {
     insertion: Insertion,
     /// How many requests that are under way are written with it: over HTTP/2 it may be several.
     requests: usize,
-    is_written: bool,
+    /// How many heads are yet to be.
+    unwritten: usize,
 }
 
 impl Insertions {
@@ -47,11 +48,18 @@ impl Insertions {
         let mut waiting = self.lock();
         for one in these {
             match waiting.entry(one) {
-                Some(at) => waiting.all[at].requests += 1,
+                Some(at) => {
+                    let entry = &mut waiting.all[at];
+                    // Somebody waits for it again.
+                    let left_behind = usize::from(entry.requests == 0);
+                    entry.requests += 1;
+                    entry.unwritten += 1;
+                    waiting.left_behind -= left_behind;
+                }
                 None => waiting.all.push(Entry {
                     insertion: one.clone(),
                     requests: 1,
-                    is_written: false,
+                    unwritten: 1,
                 }),
             }
         }
@@ -62,11 +70,24 @@ impl Insertions {
         }
     }
 
-    /// Notes which of them `is_used` says are written.
-    pub fn note(&self, mut is_used: impl FnMut(&Insertion) -> bool) {
-        for entry in &mut self.lock().all {
-            entry.is_written |= is_used(&entry.insertion);
+    /// What is written in a token's place, in one more head.
+    pub fn value(&self, token: &str) -> Option<Arc<Block>> {
+        let mut waiting = self.lock();
+        let is_it = |entry: &Entry| *entry.insertion.token == *token;
+        let at = waiting.all.iter().position(is_it)?;
+        let entry = &mut waiting.all[at];
+        entry.unwritten = entry.unwritten.saturating_sub(1);
+        let value = Arc::clone(&entry.insertion.value);
+        if entry.requests == 0 && entry.unwritten == 0 {
+            waiting.all.swap_remove(at);
+            waiting.left_behind -= 1;
         }
+        Some(value)
+    }
+
+    /// How many no request waits for any more, though their heads are not out.
+    pub fn left_behind(&self) -> usize {
+        self.lock().left_behind
     }
 
     /// Whether they are of the same connection.
@@ -87,7 +108,7 @@ impl Waiting {
     }
 }
 
-/// Insertions of one request, which are forgotten with the last one that has them.
+/// Insertions of one request, which are forgotten with the last one that has them, once they are written.
 pub struct Added<'a> {
     to: Insertions,
     these: &'a [Insertion],
@@ -101,9 +122,14 @@ impl Drop for Added<'_> {
                 continue;
             };
             waiting.all[at].requests -= 1;
-            if waiting.all[at].requests == 0 {
-                let entry = waiting.all.swap_remove(at);
-                waiting.is_broken |= !entry.is_written;
+            if waiting.all[at].requests > 0 {
+                continue;
+            }
+            if waiting.all[at].unwritten == 0 {
+                waiting.all.swap_remove(at);
+            } else {
+                // The head may be on its way, and holds a token that means nothing to whom it goes to.
+                waiting.left_behind += 1;
             }
         }
     }
@@ -138,7 +164,7 @@ struct Piece<'a> {
 /// The first token in `bytes` that was not found before: where it stands, and which it is.
 fn first(all: &[Entry], found: &[usize], bytes: &[u8]) -> Option<(usize, usize)> {
     let left = all.iter().enumerate();
-    let left = left.filter(|(number, entry)| !entry.is_written && !found.contains(number));
+    let left = left.filter(|(number, entry)| entry.unwritten > 0 && !found.contains(number));
     let places = left.filter_map(|(number, entry)| {
         let token = entry.insertion.token.as_bytes();
         let at = bytes
@@ -232,11 +258,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let mut waiting = this.insertions.lock();
-        if waiting.is_broken {
+        // What would follow is the rest of a head that was begun.
+        if waiting.left_behind > 0 {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let all = &mut waiting.all;
-        if all.iter().all(|entry| entry.is_written) {
+        if all.iter().all(|entry| entry.unwritten == 0) {
             drop(waiting);
             return Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         }
@@ -257,7 +284,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
             if gone.taken > 0 || count == 0 {
                 this.written = gone.of_value;
                 for number in gone.done {
-                    all[number].is_written = true;
+                    all[number].unwritten = 0;
                 }
                 return Poll::Ready(Ok(gone.taken));
             }

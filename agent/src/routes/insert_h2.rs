@@ -3,6 +3,9 @@
 //! As in `insert`, the library writes a random token, in a field that is never indexed: a literal that neither end
 //! keeps in a table. So this stream, between the library and TLS, can write another literal in its place, and nothing
 //! of what follows means anything else. All other bytes pass as they are.
+//!
+//! The library sends the head of a request that was given up meanwhile all the same, and ends the request then. So what
+//! stands for its credential outlives it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,7 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hpack::{length, literal};
+use super::hpack::{length, never_indexed, token};
 use super::insert::Insertions;
 use crate::sys::arena::Block;
 
@@ -27,6 +30,8 @@ const LARGEST: usize = 16 * 1024;
 const LARGEST_BLOCK: usize = 256 * 1024;
 /// The most that waits to be written before more is taken.
 const WAITING: usize = 64 * 1024;
+/// The most requests that were given up before their heads were out.
+const LEFT_BEHIND: usize = 64;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -187,7 +192,7 @@ impl<S> InsertingH2<S> {
             self.next = Next::Head;
             if self.block.is_last {
                 let block = std::mem::take(&mut self.block);
-                let fields = with_values(block.bytes, &self.insertions);
+                let fields = with_values(block.bytes, &self.insertions).ok_or_else(odd)?;
                 let (flags, stream) = block.begin.ok_or_else(odd)?;
                 framed(fields, flags, stream, &mut self.out);
             }
@@ -201,32 +206,27 @@ fn odd() -> io::Error {
     io::Error::other("a frame that is not expected here")
 }
 
-/// A block with the values in it.
-fn with_values(block: Vec<u8>, insertions: &Insertions) -> Vec<(Source, Range<usize>)> {
-    let mut found = Vec::new();
-    insertions.note(|insertion| {
-        let literal = literal(&insertion.token);
-        let place = block
-            .windows(literal.len())
-            .position(|window| window == literal);
-        found.extend(place.map(|at| (at, at + literal.len(), Arc::clone(&insertion.value))));
-        place.is_some()
-    });
-    found.sort_by_key(|(at, _, _)| *at);
+/// A block with the values in it; `None` where no value is known for a field that needs one, or it is no block.
+fn with_values(block: Vec<u8>, insertions: &Insertions) -> Option<Vec<(Source, Range<usize>)>> {
+    if insertions.left_behind() > LEFT_BEHIND {
+        return None;
+    }
+    let places = never_indexed(&block)?;
     let block: Arc<[u8]> = block.into();
-    let mut fields = Vec::new();
+    let mut fields = Vec::with_capacity(3 * places.len() + 1);
     let mut from = 0;
-    for (at, end, value) in found {
-        fields.push((Source::Plain(Arc::clone(&block)), from..at));
+    for place in places {
+        let value = insertions.value(&token(&block[place.clone()])?)?;
+        fields.push((Source::Plain(Arc::clone(&block)), from..place.start));
         let (len, all) = (length(value.len()), 0..value.len());
         let of_len = 0..len.len();
         fields.push((Source::Plain(len.into()), of_len));
         fields.push((Source::Value(value), all));
-        from = end;
+        from = place.end;
     }
     let rest = from..block.len();
     fields.push((Source::Plain(block), rest));
-    fields
+    Some(fields)
 }
 
 /// Fields in as many frames as they take.
@@ -447,6 +447,97 @@ mod tests {
             let expected: Vec<String> = values.iter().map(|value| format!("{value}|b")).collect();
             assert_eq!(told, expected);
         }
+    }
+
+    /// Writes down what passes.
+    struct Noted(DuplexStream, Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl AsyncWrite for Noted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let count = ready!(Pin::new(&mut self.0).poll_write(cx, bytes))?;
+            self.1.lock().unwrap().extend_from_slice(&bytes[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl AsyncRead for Noted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    /// The head of a request that was given up while it waited for its turn leaves all the same.
+    #[tokio::test]
+    async fn the_value_of_a_request_that_was_given_up_stands_in_its_head() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (go, gone) = (Arc::new(tokio::sync::Notify::new()), Arc::default());
+        let held = Arc::clone(&go);
+        let answer = move |request: Request<Incoming>| {
+            let held = Arc::clone(&held);
+            async move {
+                if request.uri().path() == "/held" {
+                    held.notified().await;
+                }
+                Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::new())))
+            }
+        };
+        let mut server = Builder::new(TokioExecutor::new());
+        server.max_concurrent_streams(1);
+        tokio::spawn(server.serve_connection(TokioIo::new(far), service_fn(answer)));
+        let insertions = Insertions::default();
+        let stream = InsertingH2::new(Noted(near, Arc::clone(&gone)), insertions.clone());
+        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let ask = |path: &'static str, number: usize| {
+            let token = format!("0123456789abcdef{number:03}");
+            let these = [insertion(&arena, &token, &format!("CANARY-{number}"))];
+            let mut field = HeaderValue::from_str(&token).unwrap();
+            field.set_sensitive(true);
+            let request = Request::get(format!("https://upstream.test{path}"))
+                .header(AUTHORIZATION, field)
+                .body(Full::new(Bytes::new()))
+                .unwrap();
+            let (insertions, mut sender) = (insertions.clone(), sender.clone());
+            tokio::spawn(async move {
+                let _added = insertions.add(&these);
+                sender.send_request(request).await.unwrap();
+            })
+        };
+        // The limit is known from here on.
+        ask("/first", 1).await.unwrap();
+        let first = ask("/held", 2);
+        let given_up = ask("/", 3);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        given_up.abort();
+        given_up.await.unwrap_err();
+        assert_eq!(insertions.left_behind(), 1);
+        go.notify_one();
+        first.await.unwrap();
+        ask("/", 4).await.unwrap();
+        let gone = String::from_utf8_lossy(&gone.lock().unwrap()).into_owned();
+        for number in 1..=4 {
+            assert_eq!(gone.matches(&format!("CANARY-{number}")).count(), 1);
+        }
+        assert_eq!((insertions.left_behind(), arena.used()), (0, 0));
     }
 
     proptest! {

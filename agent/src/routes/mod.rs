@@ -42,6 +42,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hyper::HeaderMap;
+use hyper::header::HeaderValue;
 use tokio_rustls::TlsConnector;
 
 pub use approvals::{Approvals, ToApprove};
@@ -74,6 +75,9 @@ const LARGEST_READ: u64 = 4 << 20;
 /// One upstream, as it is called.
 pub struct Route {
     config: config::Route,
+    /// Its name and its upstream's, as headers say them.
+    named: HeaderValue,
+    host: HeaderValue,
     tls: Tls,
     pool: Arc<Pool>,
     shared: Shared,
@@ -175,8 +179,11 @@ impl Route {
         });
         // What a bot has used of the same limits, it has used.
         let counted = before.filter(|old| old.config.limits == config.limits);
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|error| error.to_string());
         Ok(Self {
             config: config.clone(),
+            named: header(&config.name)?,
+            host: header(&config.upstream.authority())?,
             tls,
             pool: Arc::default(),
             shared: Shared::default(),
@@ -193,6 +200,12 @@ impl Route {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Its name, as a header says it.
+    #[must_use]
+    pub fn named(&self) -> HeaderValue {
+        self.named.clone()
     }
 
     /// Whether the other is configured in the same way.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::connect::Link;
+use super::insert::Insertions;
 
 /// How long a connection waits. Servers mostly close after a minute or more.
 const PATIENCE: Duration = Duration::from_secs(50);
@@ -43,9 +44,11 @@ impl Pool {
         let mut waiting = self.waiting();
         waiting.shared.retain(|(_, _, link)| fits(link));
         waiting.idle.retain(|(_, link)| fits(link));
-        let of_bot = |(_, bot, _): &&mut (Instant, Box<str>, Link)| **bot == *wanted.bot;
-        let shared = waiting.shared.iter_mut().find(of_bot);
-        if let Some((used, _, link)) = shared.filter(|_| !wanted.http1) {
+        let may_share = |(_, bot, link): &&mut (Instant, Box<str>, Link)| {
+            !wanted.http1 && **bot == *wanted.bot && link.has_room()
+        };
+        let shared = waiting.shared.iter_mut().find(may_share);
+        if let Some((used, _, link)) = shared {
             *used = Instant::now();
             return link.share();
         }
@@ -70,20 +73,30 @@ impl Pool {
         self.begin_sweep(&mut waiting);
     }
 
-    /// Has other requests of the bot share a connection, where it can be.
+    /// Has other requests of the bot share a connection, where it can be and they have none with room.
     pub fn share(self: &Arc<Self>, link: &Link, bot: &str) {
         let Some(link) = link.share() else { return };
         let mut waiting = self.waiting();
+        let mut shared = waiting.shared.iter();
+        let serves = |(_, other, shared): &(Instant, Box<str>, Link)| {
+            **other == *bot && shared.identity == link.identity && shared.has_room()
+        };
+        if shared.any(serves) {
+            return;
+        }
         if waiting.shared.len() >= MOST {
-            waiting.shared.remove(0);
+            // No bot takes the place of another's, where it has its own.
+            let mut shared = waiting.shared.iter();
+            let own = shared.position(|(_, other, _)| **other == *bot);
+            waiting.shared.remove(own.unwrap_or(0));
         }
         waiting.shared.push((Instant::now(), bot.into(), link));
         self.begin_sweep(&mut waiting);
     }
 
     /// Has nobody begin to use a connection that is shared any more.
-    pub fn close(&self, link: &Link) {
-        let is_other = |(_, _, other): &(Instant, Box<str>, Link)| !other.is_same(link);
+    pub fn close(&self, of: &Insertions) {
+        let is_other = |(_, _, link): &(Instant, Box<str>, Link)| !link.insertions.is_same(of);
         self.waiting().shared.retain(is_other);
     }
 

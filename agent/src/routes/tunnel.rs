@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::time::sleep;
 
 use super::Route;
+use super::connect::Link;
 use super::credential::Credential;
 use super::download::{Summary, Told};
 use super::exchange::Answered;
@@ -31,6 +32,8 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 /// A WebSocket that both sides have agreed on.
 pub struct Tunnel {
     upstream: OnUpgrade,
+    /// What the connection is driven by until the other protocol begins.
+    _link: Link,
     frames: Frames,
     progress: Arc<Progress>,
     patience: Duration,
@@ -83,12 +86,13 @@ impl Answered {
         progress: &Arc<Progress>,
         told: Told,
     ) -> (response::Parts, Tunnel) {
-        let Self { mut head, .. } = self;
+        let Self { mut head, link, .. } = self;
         let masked = credential.mask.headers(&mut head.headers);
         head.extensions.clear();
         switch(&mut head.headers);
         let tunnel = Tunnel {
             upstream,
+            _link: link,
             frames: Frames::new(Arc::clone(&credential.mask)),
             progress: Arc::clone(progress),
             patience: route.patience(),

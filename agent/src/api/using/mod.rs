@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{HeaderName, HeaderValue, SEC_WEBSOCKET_KEY};
+use hyper::header::{HeaderName, SEC_WEBSOCKET_KEY};
 use hyper::http::request;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -169,9 +169,7 @@ async fn pass(
         };
         let mut answer = Response::from_parts(head, body);
         *answer.version_mut() = Version::HTTP_11;
-        if let Ok(name) = HeaderValue::from_str(route.name()) {
-            answer.headers_mut().insert(ROUTE, name);
-        }
+        answer.headers_mut().insert(ROUTE, route.named());
         return Ok(answer);
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use hyper::StatusCode;
 use keyhatch_protocol::{Code, Name};
-use serde_json::{Value as Json, json};
 
 use super::Asked;
 use super::gate::Found;
@@ -16,7 +15,7 @@ use crate::api::id::RequestId;
 use crate::api::io::Using;
 use crate::api::supply;
 use crate::api::surface::Surface;
-use crate::audit::{self, Event, Verdict, extra};
+use crate::audit::{self, Event, Members, Verdict};
 use crate::cache::{Entry, Freshness, Permit, Version};
 use crate::policy::{Decision, Refusal};
 use crate::routes::{
@@ -38,7 +37,7 @@ pub struct Used {
     permit: Permit,
     started: Instant,
     status: Option<StatusCode>,
-    remote: Option<String>,
+    remote: Option<Arc<str>>,
     is_ended: bool,
     turn: Turn,
     _using: Using,
@@ -112,13 +111,13 @@ impl Used {
     /// Notes who answers, and how.
     pub fn answers(&mut self, answered: &Answered) {
         self.status = Some(answered.head.status);
-        self.remote = Some(answered.remote.to_string());
+        self.remote = Some(Arc::clone(&answered.remote));
     }
 
     /// Records that there is no answer.
     pub fn failed(&mut self, failure: &Failure) -> Refused {
         if let Failure::Address(address, _) = failure {
-            self.remote = Some(address.to_string());
+            self.remote = Some(address.to_string().into());
         }
         self.ends(None, Some(&failure.to_string()));
         Refused::from(failure)
@@ -140,34 +139,33 @@ impl Used {
         if !summary.complete {
             counters.failed.fetch_add(1, Relaxed);
         }
-        let mut members: Vec<(&str, Json)> = vec![
-            ("route", json!(self.route.name())),
-            ("status", json!(self.status.map(|status| status.as_u16()))),
-            ("sent", json!(sent)),
-            ("received", json!(summary.received)),
-            ("ms", json!(self.started.elapsed().as_millis())),
-            ("upstream", json!(self.remote)),
-            ("complete", json!(summary.complete)),
-        ];
+        let mut members = Members::default();
+        members
+            .add("route", self.route.name())
+            .add("status", self.status.map(|status| status.as_u16()))
+            .add("sent", sent)
+            .add("received", summary.received)
+            .add("ms", self.started.elapsed().as_millis())
+            .add("upstream", self.remote.as_deref())
+            .add("complete", summary.complete);
         // A WebSocket says nothing of what it costs, nor does an answer that the bot never saw.
         let has_answer = |status| status != StatusCode::SWITCHING_PROTOCOLS && note.is_none();
         if self.status.is_some_and(has_answer) {
             self.turn.charge(summary.cost, summary.complete);
         }
         if let Some(cost) = summary.cost {
-            members.push(("cost", json!(cost)));
+            members.add("cost", cost);
         }
         if summary.masked > 0 {
-            members.push(("masked", json!(summary.masked)));
+            members.add("masked", summary.masked);
         }
         if let Some(note) = note {
-            members.push(("note", json!(note)));
+            members.add("note", note);
         }
-        let members = extra(&members);
-        self.keep(Event::SecretUsed, &members);
+        self.keep(Event::SecretUsed, members.as_str());
         if summary.masked > 0 {
             counters.masked.fetch_add(1, Relaxed);
-            self.keep(Event::AlertMasked, &members);
+            self.keep(Event::AlertMasked, members.as_str());
         }
     }
 
@@ -266,19 +264,18 @@ impl Facts<'_> {
     ) -> Result<Permit, Refused> {
         let allowed = decision.allowed();
         let call = self.asked.call();
-        let mut members = vec![
-            ("route", json!(call.route)),
-            ("method", json!(call.method)),
-            ("path", json!(call.path)),
-        ];
-        members.extend(limit.map(|limit| ("limit", json!(limit.name))));
-        members.extend(
-            self.found
-                .approved_by
-                .map(|uid| ("approved_by", json!(uid))),
-        );
-        let members = extra(&members);
-        let members = with_nearest(self.bound, decision.reason(), Some(&members));
+        let mut members = Members::default();
+        members
+            .add("route", call.route)
+            .add("method", call.method)
+            .add("path", call.path);
+        if let Some(limit) = limit {
+            members.add("limit", limit.name);
+        }
+        if let Some(uid) = self.found.approved_by {
+            members.add("approved_by", uid);
+        }
+        let members = with_nearest(self.bound, decision.reason(), Some(members.as_str()));
         let entry = audit::Entry {
             decision: Verdict::of(allowed),
             reason: Some(decision.reason().as_str()),
