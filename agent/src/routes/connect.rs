@@ -83,13 +83,16 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Spawning {
     }
 }
 
+/// What is sent. The library keeps room for 32 requests with each connection, so a body is only pointed to.
+pub type Asked = Request<Box<Upload>>;
+
 /// Sends requests: one after the other, or several at once.
 pub enum Sender {
     /// By HTTP/1.1.
-    Http1(http1::SendRequest<Upload>),
+    Http1(http1::SendRequest<Box<Upload>>),
     /// By HTTP/2, and how many at once the upstream takes.
     Http2(
-        http2::SendRequest<Upload>,
+        http2::SendRequest<Box<Upload>>,
         Arc<dyn Fn() -> usize + Send + Sync>,
     ),
 }
@@ -122,8 +125,8 @@ impl Sender {
     /// Why there is no answer, with the request where nothing of it has left.
     pub async fn send(
         &mut self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
+        request: Asked,
+    ) -> Result<Response<Incoming>, TrySendError<Asked>> {
         match self {
             Self::Http1(sender) => sender.try_send_request(request).await,
             Self::Http2(sender, _) => sender.try_send_request(request).await,

@@ -14,7 +14,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::Route;
-use super::connect::Link;
+use super::connect::{Asked, Link};
 use super::credential::Credential;
 use super::failure::Failure;
 use super::headers;
@@ -102,7 +102,7 @@ impl Route {
                     if let Some(trouble) = progress.trouble() {
                         return Err(trouble);
                     }
-                    let unsent = error.take_message().map(Request::into_body);
+                    let unsent = error.take_message().map(|asked| *asked.into_body());
                     // A server may close a waiting connection at any time.
                     let is_repeatable =
                         outgoing.method.is_idempotent() || is_unprocessed(error.error());
@@ -150,11 +150,11 @@ impl Route {
         credential: &Credential,
         upload: Upload,
         is_http2: bool,
-    ) -> Result<Request<Upload>, Failure> {
+    ) -> Result<Asked, Failure> {
         let injected = credential.headers.iter().map(|(name, _)| name);
         let injected: Vec<HeaderName> = injected.chain(credential.replaced).cloned().collect();
         let framing = framing(&outgoing.method, &upload);
-        let mut request = Request::new(upload);
+        let mut request = Request::new(Box::new(upload));
         *request.method_mut() = outgoing.method.clone();
         let target = uri(&outgoing.target, credential);
         let target = if is_http2 {

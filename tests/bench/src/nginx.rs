@@ -90,15 +90,22 @@ server {{
         self.start("upstream", LOAD_CORE, &servers, &socket)
     }
 
-    /// The proxy: `proxy_pass` with a fixed header, to the upstream over kept connections.
-    pub fn proxy(&self) -> io::Result<Server> {
+    /// The proxy: `proxy_pass` with a fixed header, to the upstream over kept connections; with a line in a log for each
+    /// call where it is asked for, as nginx comes.
+    pub fn proxy(&self, name: &str, logs: bool) -> io::Result<Server> {
         let (folder, port) = (self.folder.display(), self.port);
-        let socket = self.folder.join("proxy.sock");
+        let socket = self.folder.join(format!("{name}.sock"));
+        let log = if logs {
+            format!("{folder}/{name}.log combined")
+        } else {
+            "off".to_owned()
+        };
         let servers = format!(
             r#"
 upstream origin {{ server 127.0.0.1:{port}; keepalive 256; keepalive_requests 100000000; }}
 server {{
   listen unix:{};
+  access_log {log};
   client_max_body_size 0;
   location /v1/use/origin/ {{
     proxy_pass https://origin/;
@@ -113,7 +120,7 @@ server {{
 }}"#,
             socket.display()
         );
-        self.start("proxy", SERVER_CORE, &servers, &socket)
+        self.start(name, SERVER_CORE, &servers, &socket)
     }
 
     fn start(&self, name: &str, core: usize, servers: &str, socket: &Path) -> io::Result<Server> {

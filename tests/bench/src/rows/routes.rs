@@ -24,6 +24,7 @@ const STREAMS: usize = 1000;
 struct Ways {
     agent: Server,
     nginx: Server,
+    logging: Server,
     direct: Server,
     _origin: Server,
 }
@@ -49,11 +50,13 @@ impl Ways {
         let mut ways = Self {
             _origin: Server::spawn_on(LOAD_CORE, &mut origin, &socket)?,
             direct: nginx.upstream(&socket)?,
-            nginx: nginx.proxy()?,
+            nginx: nginx.proxy("proxy", false)?,
+            logging: nginx.proxy("logging", true)?,
             agent: site.start_with_route(&nginx.address(), &nginx.certificate())?,
         };
         ways.direct.first_answer(&answer::get("/small", ""))?;
         ways.nginx.first_answer(&by_route("small"))?;
+        ways.logging.first_answer(&by_route("small"))?;
         ways.agent.first_answer(&by_route("small"))?;
         Ok(ways)
     }
@@ -78,8 +81,9 @@ fn speed(plan: &Plan, ways: &Ways, report: &mut Report) -> io::Result<()> {
             &ways.direct,
             learn(&ways.direct, answer::get("/small", ""))?,
         ),
+        (&ways.logging, learn(&ways.logging, by_route("small"))?),
     ];
-    let [agent, nginx, direct] = rounds(plan, &asks, |server, ask| {
+    let [agent, nginx, direct, _] = rounds(plan, &asks, |server, ask| {
         let all = load::one_by_one(server.socket(), ask, Manner::Sleeping, plan.slice)?;
         Ok(all.quantile(0.5))
     })?;
@@ -105,14 +109,22 @@ fn speed(plan: &Plan, ways: &Ways, report: &mut Report) -> io::Result<()> {
         added,
     );
     for connections in [16, 64] {
-        let [agent, nginx, _] = rounds(plan, &asks, |server, ask| {
+        let [agent, nginx, _, logging] = rounds(plan, &asks, |server, ask| {
             let stop = Stop::After(plan.slice);
             let rate = load::many(server.socket(), ask, connections, false, stop)?;
             Ok(rate.per_second)
         })?;
         let id = format!("route_rate_{connections}");
         let what = format!("by a route, {connections} connections: requests");
-        row(report, &id, &what, "/s", (agent, nginx));
+        row(report, &id, &what, "/s", (agent.clone(), nginx));
+        let logged = "the same, where nginx keeps a log too: requests";
+        row(
+            report,
+            &format!("{id}_logged"),
+            logged,
+            "/s",
+            (agent, logging),
+        );
     }
     Ok(())
 }
@@ -120,10 +132,10 @@ fn speed(plan: &Plan, ways: &Ways, report: &mut Report) -> io::Result<()> {
 /// A figure of each in turn, round after round; the first round only warms up.
 fn rounds(
     plan: &Plan,
-    asks: &[(&Server, Ask); 3],
+    asks: &[(&Server, Ask); 4],
     measure: impl Fn(&Server, &Ask) -> io::Result<f64>,
-) -> io::Result<[Vec<f64>; 3]> {
-    let mut all = [Vec::new(), Vec::new(), Vec::new()];
+) -> io::Result<[Vec<f64>; 4]> {
+    let mut all = <[Vec<f64>; 4]>::default();
     for round in 0..=plan.rounds {
         for ((server, ask), figures) in asks.iter().zip(&mut all) {
             let figure = measure(server, ask)?;
