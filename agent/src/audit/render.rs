@@ -123,8 +123,14 @@ pub fn extra(members: &[(&str, serde_json::Value)]) -> String {
 }
 
 /// Further members of a record, written as they are added.
-#[derive(Default)]
 pub struct Members(Vec<u8>);
+
+impl Default for Members {
+    /// With room for those of most records.
+    fn default() -> Self {
+        Self(Vec::with_capacity(192))
+    }
+}
 
 impl Members {
     /// Adds one.
