@@ -34,12 +34,12 @@ def place(tmp_path, serve, settings=b"", more="", secret=KEY, http2=True):
             yield upstream, agent
 
 
-def begin(agent, path="x", method="GET", body=b""):
+def begin(agent, path="x", method="GET", body=b"", length=None):
     """A request of root's whose answer is read later, or never."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(20)
     sock.connect(str(agent.socket))
-    head = f"{method} /v1/use/it/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{method} /v1/use/it/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length or len(body)}\r\n\r\n"
     sock.sendall(head.encode() + body)
     return sock
 
@@ -122,6 +122,8 @@ def test_a_bot_that_leaves_before_an_answer_leaves_nobody_a_dead_connection(tmp_
         assert agent.get("/v1/use/it/first").status == 200
         with begin(agent):
             eventually(lambda: len(upstream.connections[0].heads) == 2)
+            # As long as one waits before an upstream counts as silent.
+            time.sleep(1.5)
         eventually(lambda: any(r["note"] for r in agent.records(event="secret.used") if "note" in r))
         assert agent.get("/v1/use/it/next").status == 200
 
@@ -188,6 +190,44 @@ def test_a_connection_that_the_upstream_does_not_read_ends_with_its_last_request
         assert len(upstream.connections) == 3
         eventually(lambda: open_files(agent) <= before)
         stopped.set()
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_an_upload_goes_on_after_its_answer(tmp_path, http2):
+    """Some servers say 200 first, and read then. Of two that come at once over HTTP/2, one connection is nobody else's."""
+    size, read, go = 60_000, {}, threading.Event()
+
+    def serve(connection):
+        if http2:
+            connection.answer(connection.request(), b"thanks")
+        else:
+            connection.sock.recv(1000)
+            connection.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nthanks")
+        go.wait(30)
+        read[connection.number] = 0
+        while read[connection.number] < size:
+            if http2:
+                kind, _, _, body = connection.frame()
+                read[connection.number] += len(body) if kind == DATA else 0
+            else:
+                body = connection.sock.recv(1 << 16)
+                read[connection.number] += len(body)
+                if not body:
+                    return
+
+    with place(tmp_path, serve, http2=http2) as (upstream, agent), contextlib.ExitStack() as bots:
+        bots = [bots.enter_context(begin(agent, method="POST", length=size)) for _ in range(2)]
+        for bot in bots:
+            seen = b""
+            while b"thanks" not in seen:
+                seen += bot.recv(1000)
+        assert len(upstream.connections) == 2
+        go.set()
+        for _ in range(size // 1000):
+            for bot in bots:
+                bot.sendall(b"x" * 1000)
+        # What HTTP/1.1 has read of the first before it answered is not counted.
+        eventually(lambda: min(read.values()) >= size - 1000, 20)
 
 
 def test_a_key_that_waits_for_an_upstream_that_does_not_read_is_let_go(tmp_path):

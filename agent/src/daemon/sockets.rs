@@ -1,10 +1,10 @@
 //! The sockets that the daemon listens on: handed over by the service manager, or bound here, where what a
 //! dead daemon left is replaced and a live one's never stolen.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,8 @@ fn bind(path: &Path) -> Result<UnixListener, StartError> {
         io::ErrorKind::AddrInUse => StartError::SocketInUse(path.to_owned()),
         _ => io_error("bind", path)(error),
     })?;
+    // A default ACL of the folder's takes some of it away.
+    fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(io_error("chmod", path))?;
     nix::sys::socket::listen(&listener.as_fd(), nix::sys::socket::Backlog::MAXCONN)
         .map_err(|errno| io_error("listen on", path)(errno.into()))?;
     listen_on(listener).map_err(io_error("listen on", path))

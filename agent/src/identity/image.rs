@@ -70,6 +70,8 @@ type Content = [u8; 32];
 /// What is known of the configured paths, and the hashes that were made already.
 pub struct Images {
     memory: PathBuf,
+    /// Held while that is written.
+    writing: Mutex<()>,
     known: Mutex<Known>,
 }
 
@@ -100,6 +102,7 @@ impl Images {
             .collect();
         Self {
             memory,
+            writing: Mutex::default(),
             known: Mutex::new(Known {
                 seen,
                 ..Known::default()
@@ -240,6 +243,7 @@ impl Images {
     }
 
     fn remember(&self) -> io::Result<()> {
+        let _alone = self.writing.lock();
         let remembered = Remembered(
             self.known()
                 .seen

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use super::Route;
@@ -31,6 +31,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How large the buffers of a connection may grow; an answer's head has to fit.
 const BUFFER: usize = 64 * 1024;
 const LARGEST_HEAD: u32 = 64 * 1024;
+
+/// How long nothing may go out on a connection that is to end by itself.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// How much of an answer over HTTP/2 may be on its way to a bot that does not read.
 const WINDOW: u32 = 64 * 1024;
@@ -51,7 +54,8 @@ pub struct Link {
     tasks: Arc<Tasks>,
 }
 
-/// What drives a connection. It ends with the last link, whatever the upstream does not read or say.
+/// What drives a connection. It ends with the last link, whatever the upstream does not read or say; after [`Link::leave`]
+/// it ends by itself.
 struct Tasks(Spawning);
 
 #[derive(Clone, Default)]
@@ -63,7 +67,26 @@ impl Drop for Tasks {
     }
 }
 
+impl Tasks {
+    /// Until they have ended, or nothing goes out any more.
+    async fn end(self, insertions: Insertions) {
+        loop {
+            let before = insertions.written();
+            sleep(QUIET).await;
+            if self.0.reaped().is_empty() || insertions.written() == before {
+                return;
+            }
+        }
+    }
+}
+
 impl Spawning {
+    fn reaped(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut tasks = self.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks
+    }
+
     fn lock(&self) -> MutexGuard<'_, JoinSet<()>> {
         held(&self.0)
     }
@@ -75,9 +98,7 @@ fn held<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Spawning {
     fn execute(&self, future: F) {
-        let mut tasks = self.lock();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        self.reaped().spawn(async move {
             future.await;
         });
     }
@@ -147,6 +168,21 @@ impl Link {
             identity: self.identity.clone(),
             tasks: Arc::clone(&self.tasks),
         })
+    }
+
+    /// Has the connection say that it ends, and go on until then with a body that is still being sent.
+    pub fn leave(self) {
+        let Self {
+            sender,
+            insertions,
+            tasks,
+            ..
+        } = self;
+        drop(sender);
+        // It is the last one's to end it.
+        if let Some(tasks) = Arc::into_inner(tasks) {
+            tokio::spawn(tasks.end(insertions));
+        }
     }
 
     /// Whether one more request may be under way on it, where several share it.
@@ -230,6 +266,15 @@ impl Route {
     }
 }
 
+/// Forgets a connection at the end of what drives it, however that comes: its senders learn from that that it has ended.
+struct Ended<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Drop for Ended<T> {
+    fn drop(&mut self) {
+        *held(&self.0) = None;
+    }
+}
+
 async fn begin(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     tasks: &Spawning,
@@ -264,9 +309,8 @@ async fn begin_http2(
             Some(connection) => std::pin::Pin::new(connection).poll(cx).map(drop),
             None => Poll::Ready(()),
         };
+        let _ended = Ended(Arc::clone(&driven));
         poll_fn(drive).await;
-        // Its senders learn from that that it has ended.
-        *held(&driven) = None;
     });
     let most = move || {
         held(&connection)

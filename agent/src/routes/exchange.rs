@@ -11,7 +11,7 @@ use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, T
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Route;
 use super::connect::{Asked, Link};
@@ -24,6 +24,9 @@ use super::pool::{Pool, Wanted};
 use super::tunnel;
 use super::upload::{Progress, Upload};
 use crate::http;
+
+/// An upstream that says nothing for so long may be gone.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// What a bot asks of a route.
 pub struct Outgoing {
@@ -88,16 +91,16 @@ impl Route {
             let is_http2 = link.sender.is_http2();
             let request = self.request(outgoing, credential, upload, is_http2)?;
             let insertions = link.insertions.clone();
+            let asking = Asking::on(&self.pool, &insertions);
             let added = insertions.add(&credential.insertions);
-            let mut asking = Asking(Some((&self.pool, &insertions)));
             let sent = link.sender.send(request);
-            let sent = within(self.patience(), progress, sent).await?;
-            drop(added);
-            match sent {
-                Ok(answer) => {
-                    asking.0 = None;
-                    return self.answered(outgoing, answer, link);
-                }
+            let sent = within(self.patience(), progress, sent).await;
+            drop((added, asking));
+            if !matches!(sent, Ok(Ok(_))) {
+                self.pool.close(&insertions);
+            }
+            match sent? {
+                Ok(answer) => return self.answered(outgoing, answer, link),
                 Err(mut error) => {
                     if let Some(trouble) = progress.trouble() {
                         return Err(trouble);
@@ -191,20 +194,38 @@ impl Route {
     }
 }
 
-/// A request without an answer. What it was sent on is used for no other, however it ends: the bot may have left an
-/// upstream that says nothing any more.
-struct Asking<'a>(Option<(&'a Pool, &'a Insertions)>);
+/// A request without an answer. Where the bot gives it up, and nothing has come from the upstream meanwhile or not even
+/// the head is out, what it was sent on is used for no other.
+struct Asking<'a> {
+    pool: &'a Pool,
+    on: &'a Insertions,
+    since: Instant,
+    read: u64,
+}
+
+impl<'a> Asking<'a> {
+    fn on(pool: &'a Pool, on: &'a Insertions) -> Self {
+        Self {
+            pool,
+            on,
+            since: Instant::now(),
+            read: on.read(),
+        }
+    }
+}
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if let Some((pool, insertions)) = self.0 {
-            pool.close(insertions);
+        let is_silent = self.on.read() == self.read && self.since.elapsed() >= SILENT;
+        if is_silent || self.on.has_left() {
+            self.pool.close(self.on);
         }
     }
 }
 
 /// Whether an upstream says over HTTP/2 that it has done nothing for a request (RFC 9113 section 8.7): then any may be
-/// made once more. The library tells the end of a connection only to requests that the upstream leaves out.
+/// made once more. On the daemon's one thread the library tells the end of a connection only to requests that the upstream
+/// leaves out.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref());
     cause.is_some_and(|cause: &h2::Error| {

@@ -61,9 +61,13 @@ pub fn token(literal: &[u8]) -> Option<String> {
             count -= len;
             bits &= (1 << count) - 1;
         }
+        // No digit has so many bits.
+        if count >= 8 {
+            return None;
+        }
     }
     // What is left of the last byte is filled with ones.
-    (count < 8 && bits == (1 << count) - 1).then_some(text)
+    (bits == (1 << count) - 1).then_some(text)
 }
 
 /// The digit that `count` bits begin with, and how many of them are its.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -22,15 +23,26 @@ pub struct Insertion {
     pub value: Arc<Block>,
 }
 
+/// The most requests of a connection that were given up before their heads were out and are still provided for.
+const LEFT_BEHIND: usize = 64;
+
 /// What is to be written on one connection; shared with the stream. Over HTTP/2 that is for several requests.
 #[derive(Clone, Default)]
-pub struct Insertions(Arc<Mutex<Waiting>>);
+pub struct Insertions(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// How much was written and read.
+    written: AtomicU64,
+    read: AtomicU64,
+}
 
 #[derive(Default)]
 struct Waiting {
     all: Vec<Entry>,
-    /// How many of them no request waits for any more, though their heads are not out.
-    left_behind: usize,
+    /// Whether a request was given up before its head was out.
+    has_left: bool,
 }
 
 struct Entry {
@@ -49,12 +61,8 @@ impl Insertions {
         for one in these {
             match waiting.entry(one) {
                 Some(at) => {
-                    let entry = &mut waiting.all[at];
-                    // Somebody waits for it again.
-                    let left_behind = usize::from(entry.requests == 0);
-                    entry.requests += 1;
-                    entry.unwritten += 1;
-                    waiting.left_behind -= left_behind;
+                    waiting.all[at].requests += 1;
+                    waiting.all[at].unwritten += 1;
                 }
                 None => waiting.all.push(Entry {
                     insertion: one.clone(),
@@ -79,15 +87,34 @@ impl Insertions {
         entry.unwritten = entry.unwritten.saturating_sub(1);
         let value = Arc::clone(&entry.insertion.value);
         if entry.requests == 0 && entry.unwritten == 0 {
-            waiting.all.swap_remove(at);
-            waiting.left_behind -= 1;
+            waiting.all.remove(at);
         }
         Some(value)
     }
 
-    /// How many no request waits for any more, though their heads are not out.
-    pub fn left_behind(&self) -> usize {
-        self.lock().left_behind
+    /// Whether a request was given up before its head was out.
+    pub fn has_left(&self) -> bool {
+        self.lock().has_left
+    }
+
+    /// Notes how much went out.
+    pub fn wrote(&self, bytes: usize) {
+        self.0.written.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Notes how much came in.
+    pub fn received(&self, bytes: usize) {
+        self.0.read.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// How many bytes have gone out on the connection.
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Relaxed)
+    }
+
+    /// How many bytes have come in.
+    pub fn read(&self) -> u64 {
+        self.0.read.load(Relaxed)
     }
 
     /// Whether they are of the same connection.
@@ -96,11 +123,22 @@ impl Insertions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let waiting = self.0.waiting.lock();
+        waiting.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Waiting {
+    /// Forgets the longest given up where there are too many. Should its head leave after all, the connection ends.
+    fn forget_oldest(&mut self) {
+        let left = self.all.iter().enumerate();
+        let left = left.filter(|(_, entry)| entry.requests == 0);
+        let left: Vec<usize> = left.map(|(at, _)| at).collect();
+        if left.len() > LEFT_BEHIND {
+            self.all.remove(left[0]);
+        }
+    }
+
     /// Where the same stands.
     fn entry(&self, one: &Insertion) -> Option<usize> {
         let mut all = self.all.iter();
@@ -126,10 +164,11 @@ impl Drop for Added<'_> {
                 continue;
             }
             if waiting.all[at].unwritten == 0 {
-                waiting.all.swap_remove(at);
+                waiting.all.remove(at);
             } else {
                 // The head may be on its way, and holds a token that means nothing to whom it goes to.
-                waiting.left_behind += 1;
+                waiting.has_left = true;
+                waiting.forget_oldest();
             }
         }
     }
@@ -259,13 +298,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
         let this = self.get_mut();
         let mut waiting = this.insertions.lock();
         // What would follow is the rest of a head that was begun.
-        if waiting.left_behind > 0 {
+        if waiting.has_left {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let all = &mut waiting.all;
         if all.iter().all(|entry| entry.unwritten == 0) {
             drop(waiting);
-            return Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+            let count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
+            this.insertions.wrote(count);
+            return Poll::Ready(Ok(count));
         }
         loop {
             let pieces = pieces(all, slices, this.written);
@@ -284,7 +325,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Inserting<S> {
             if gone.taken > 0 || count == 0 {
                 this.written = gone.of_value;
                 for number in gone.done {
-                    all[number].unwritten = 0;
+                    all[number].unwritten = all[number].unwritten.saturating_sub(1);
                 }
                 return Poll::Ready(Ok(gone.taken));
             }
@@ -312,7 +353,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Inserting<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let (this, before) = (self.get_mut(), buffer.filled().len());
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        this.insertions.received(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 

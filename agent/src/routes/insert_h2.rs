@@ -4,8 +4,8 @@
 //! keeps in a table. So this stream, between the library and TLS, can write another literal in its place, and nothing
 //! of what follows means anything else. All other bytes pass as they are.
 //!
-//! The library sends the head of a request that was given up meanwhile all the same, and ends the request then. So what
-//! stands for its credential outlives it.
+//! The library may send the head of a request that was given up meanwhile all the same, and ends the request then. So
+//! what stands for its credential outlives it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,8 +30,6 @@ const LARGEST: usize = 16 * 1024;
 const LARGEST_BLOCK: usize = 256 * 1024;
 /// The most that waits to be written before more is taken.
 const WAITING: usize = 64 * 1024;
-/// The most requests that were given up before their heads were out.
-const LEFT_BEHIND: usize = 64;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -208,9 +206,6 @@ fn odd() -> io::Error {
 
 /// A block with the values in it; `None` where no value is known for a field that needs one, or it is no block.
 fn with_values(block: Vec<u8>, insertions: &Insertions) -> Option<Vec<(Source, Range<usize>)>> {
-    if insertions.left_behind() > LEFT_BEHIND {
-        return None;
-    }
     let places = never_indexed(&block)?;
     let block: Arc<[u8]> = block.into();
     let mut fields = Vec::with_capacity(3 * places.len() + 1);
@@ -265,6 +260,7 @@ impl<S: AsyncWrite + Unpin> InsertingH2<S> {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.insertions.wrote(count);
             let of_more = self.out.written(count);
             if of_more > 0 {
                 return Poll::Ready(Ok(of_more));
@@ -322,7 +318,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for InsertingH2<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let (this, before) = (self.get_mut(), buffer.filled().len());
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        this.insertions.received(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -529,7 +528,6 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         given_up.abort();
         given_up.await.unwrap_err();
-        assert_eq!(insertions.left_behind(), 1);
         go.notify_one();
         first.await.unwrap();
         ask("/", 4).await.unwrap();
@@ -537,7 +535,7 @@ mod tests {
         for number in 1..=4 {
             assert_eq!(gone.matches(&format!("CANARY-{number}")).count(), 1);
         }
-        assert_eq!((insertions.left_behind(), arena.used()), (0, 0));
+        assert_eq!(arena.used(), 0);
     }
 
     proptest! {

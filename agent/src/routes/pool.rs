@@ -36,14 +36,26 @@ pub struct Wanted<'a> {
     pub http1: bool,
 }
 
+impl Waiting {
+    /// Leaves those that do not stay.
+    fn leave(&mut self, stays: impl Fn(&Instant, &Link) -> bool) {
+        let idle = self
+            .idle
+            .extract_if(.., |(since, link)| !stays(since, link));
+        idle.for_each(|(_, link)| link.leave());
+        let shared = &mut self.shared;
+        let shared = shared.extract_if(.., |(used, _, link)| !stays(used, link));
+        shared.for_each(|(_, _, link)| link.leave());
+    }
+}
+
 impl Pool {
     /// The bot's own connection of HTTP/2, or the one of HTTP/1.1 that was used last.
     pub fn take(&self, wanted: &Wanted<'_>) -> Option<Link> {
         let fits =
             |link: &Link| !link.sender.is_closed() && link.identity.as_ref() == wanted.identity;
         let mut waiting = self.waiting();
-        waiting.shared.retain(|(_, _, link)| fits(link));
-        waiting.idle.retain(|(_, link)| fits(link));
+        waiting.leave(|_, link| fits(link));
         let may_share = |(_, bot, link): &&mut (Instant, Box<str>, Link)| {
             !wanted.http1 && **bot == *wanted.bot && link.has_room()
         };
@@ -61,13 +73,13 @@ impl Pool {
     pub fn put(self: &Arc<Self>, link: Link) {
         // What is shared is here already.
         if link.sender.is_http2() {
-            return;
+            return link.leave();
         }
         let mut waiting = self.waiting();
         if waiting.idle.len() >= MOST {
             let busy = |(_, link): &(Instant, Link)| !link.sender.is_ready();
             let first = waiting.idle.iter().position(busy);
-            waiting.idle.remove(first.unwrap_or(0));
+            waiting.idle.remove(first.unwrap_or(0)).1.leave();
         }
         waiting.idle.push((Instant::now(), link));
         self.begin_sweep(&mut waiting);
@@ -88,7 +100,7 @@ impl Pool {
             // No bot takes the place of another's, where it has its own.
             let mut shared = waiting.shared.iter();
             let own = shared.position(|(_, other, _)| **other == *bot);
-            waiting.shared.remove(own.unwrap_or(0));
+            waiting.shared.remove(own.unwrap_or(0)).2.leave();
         }
         waiting.shared.push((Instant::now(), bot.into(), link));
         self.begin_sweep(&mut waiting);
@@ -100,7 +112,7 @@ impl Pool {
         self.waiting().shared.retain(is_other);
     }
 
-    /// Closes all.
+    /// Ends all at once, and what is still being sent on them.
     pub fn clear(&self) {
         let mut waiting = self.waiting();
         waiting.idle.clear();
@@ -123,12 +135,7 @@ impl Pool {
     /// When the oldest that may still wait began to.
     fn close_old(&self) -> Option<Instant> {
         let mut waiting = self.waiting();
-        waiting
-            .idle
-            .retain(|(since, link)| since.elapsed() < PATIENCE && !link.sender.is_closed());
-        waiting
-            .shared
-            .retain(|(used, _, link)| used.elapsed() < PATIENCE && !link.sender.is_closed());
+        waiting.leave(|since, link| since.elapsed() < PATIENCE && !link.sender.is_closed());
         let idle = waiting.idle.iter().map(|(since, _)| *since);
         let oldest = idle
             .chain(waiting.shared.iter().map(|(used, ..)| *used))
