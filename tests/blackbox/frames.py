@@ -23,7 +23,7 @@ class Connection:
 
     def __init__(self, sock, number):
         self.sock, self.number, self.heads, self.buffer = sock, number, {}, b""
-        self.lock = threading.Lock()
+        self.lock, self.settled = threading.Lock(), False
 
     def send(self, kind, flags, stream, body=b""):
         head = struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream)
@@ -39,16 +39,27 @@ class Connection:
         taken, self.buffer = self.buffer[:count], self.buffer[count:]
         return taken
 
-    def frame(self):
-        """The next frame but settings: kind, flags, stream, body."""
-        while True:
-            head = self.exactly(9)
-            body = self.exactly(int.from_bytes(head[:3], "big"))
-            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF
-            if kind == SETTINGS and not flags & ACK:
+    def any_frame(self):
+        """The next frame, once settings are answered: kind, flags, stream, body."""
+        head = self.exactly(9)
+        body = self.exactly(int.from_bytes(head[:3], "big"))
+        kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF
+        if kind == SETTINGS:
+            self.settled |= bool(flags & ACK)
+            if not flags & ACK:
                 self.send(SETTINGS, ACK, 0)
-            elif kind != SETTINGS:
-                return kind, flags, stream, body
+        return kind, flags, stream, body
+
+    def frame(self):
+        """The next frame but settings."""
+        while (frame := self.any_frame())[0] == SETTINGS:
+            pass
+        return frame
+
+    def settle(self):
+        """Until the other side has taken our settings."""
+        while not self.settled:
+            self.any_frame()
 
     def request(self):
         """The stream of the next request whose head has come."""
@@ -94,6 +105,8 @@ class Upstream:
                 threading.Thread(target=self.greet, args=(sock,), daemon=True).start()
 
     def greet(self, sock):
+        # Or what is written second waits for the other side to say that it has the first.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError), sock, self.context.wrap_socket(sock, server_side=True) as tls:
             connection = Connection(tls, len(self.connections))
             self.connections.append(connection)

@@ -92,14 +92,17 @@ def test_a_request_over_the_upstreams_limit_has_a_connection_of_its_own(tmp_path
 
     def serve(connection):
         stream = connection.request()
+        connection.settle()
         if connection.number == 0:
+            settled.set()
             go.wait(30)
         connection.answer(stream)
         connection.request()
 
+    settled = threading.Event()
     with place(tmp_path, serve, setting(MAX_CONCURRENT_STREAMS, 1)) as (upstream, agent):
         with begin(agent) as first:
-            eventually(lambda: upstream.connections and upstream.connections[0].heads)
+            assert settled.wait(20)
             assert agent.get("/v1/use/it/second").status == 200
             go.set()
             assert first.recv(15) == b"HTTP/1.1 200 OK"

@@ -98,9 +98,10 @@ fn held<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Spawning {
     fn execute(&self, future: F) {
-        self.reaped().spawn(async move {
-            future.await;
-        });
+        // A block that awaits it would have room for it twice.
+        let mut future = Box::pin(future);
+        self.reaped()
+            .spawn(poll_fn(move |cx| future.as_mut().poll(cx).map(drop)));
     }
 }
 
