@@ -414,6 +414,37 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn what_is_given_up_is_provided_for_while_its_head_may_leave_but_not_for_ever() {
+        let arena = Arena::new(65536).unwrap();
+        let insertions = Insertions::default();
+        for number in 0..=LEFT_BEHIND {
+            let token = format!("TOKEN-{number}");
+            drop(insertions.add(&[insertion(&arena, &token, "CANARY")]));
+        }
+        assert!(insertions.has_left());
+        // The first of too many is forgotten, and each of the others written once.
+        assert!(insertions.value("TOKEN-0").is_none());
+        for number in 1..=LEFT_BEHIND {
+            assert!(insertions.value(&format!("TOKEN-{number}")).is_some());
+            assert!(insertions.value(&format!("TOKEN-{number}")).is_none());
+        }
+        assert_eq!(arena.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_a_head_that_was_given_up() {
+        let arena = Arena::new(65536).unwrap();
+        let (near, _far) = tokio::io::duplex(1000);
+        let insertions = Insertions::default();
+        let these = [insertion(&arena, "TOKEN-1", "CANARY-1")];
+        let mut stream = Inserting::new(near, insertions.clone());
+        drop(insertions.add(&these));
+        // Not even where the next has the same token.
+        let _added = insertions.add(&these);
+        stream.write_all(b"a: TOKEN-1").await.unwrap_err();
+    }
+
     #[tokio::test]
     async fn head_and_values_leave_at_once() {
         let arena = Arena::new(65536).unwrap();

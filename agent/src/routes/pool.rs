@@ -71,8 +71,8 @@ impl Pool {
 
     /// Lets a connection wait. It may still be about to see that its answer has ended.
     pub fn put(self: &Arc<Self>, link: Link) {
-        // What is shared is here already.
-        if link.sender.is_http2() {
+        // What is shared is here already; what was answered before its head was out carries no other.
+        if link.sender.is_http2() || link.insertions.has_left() {
             return link.leave();
         }
         let mut waiting = self.waiting();

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use proptest::prelude::*;
+use std::sync::Mutex;
 use tokio::io::DuplexStream;
 
 /// A real server of the other end's, which answers with the credential and the body that it was sent.
@@ -30,8 +31,22 @@ fn echo(stream: DuplexStream) {
     tokio::spawn(server);
 }
 
-/// Takes so many bytes at a time.
-struct Narrow(DuplexStream, usize);
+/// Takes so many bytes at a time, and writes down what passes.
+struct Narrow {
+    stream: DuplexStream,
+    most: usize,
+    gone: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Narrow {
+    fn new(stream: DuplexStream, most: usize) -> Self {
+        Self {
+            stream,
+            most,
+            gone: Arc::default(),
+        }
+    }
+}
 
 impl AsyncWrite for Narrow {
     fn poll_write(
@@ -39,16 +54,18 @@ impl AsyncWrite for Narrow {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let most = bytes.len().min(self.1);
-        Pin::new(&mut self.0).poll_write(cx, &bytes[..most])
+        let most = bytes.len().min(self.most);
+        let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &bytes[..most]))?;
+        self.gone.lock().unwrap().extend_from_slice(&bytes[..count]);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -58,7 +75,7 @@ impl AsyncRead for Narrow {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -68,7 +85,7 @@ async fn told(most: usize, values: &[String], body: &'static str) -> Vec<String>
     let (near, far) = tokio::io::duplex(1 << 16);
     echo(far);
     let insertions = Insertions::default();
-    let stream = InsertingH2::new(Narrow(near, most), insertions.clone());
+    let stream = InsertingH2::new(Narrow::new(near, most), insertions.clone());
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .unwrap();
@@ -121,45 +138,14 @@ async fn requests_at_once_get_each_its_own() {
     }
 }
 
-/// Writes down what passes.
-struct Noted(DuplexStream, Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl AsyncWrite for Noted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.0).poll_write(cx, bytes))?;
-        self.1.lock().unwrap().extend_from_slice(&bytes[..count]);
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl AsyncRead for Noted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
 /// The head of a request that was given up while it waited for its turn leaves all the same.
 #[tokio::test]
 async fn the_value_of_a_request_that_was_given_up_stands_in_its_head() {
     let arena = Arena::new(1 << 20).unwrap();
     let (near, far) = tokio::io::duplex(1 << 16);
-    let (go, gone) = (Arc::new(tokio::sync::Notify::new()), Arc::default());
+    let go = Arc::new(tokio::sync::Notify::new());
+    let near = Narrow::new(near, 1 << 16);
+    let gone = Arc::clone(&near.gone);
     let held = Arc::clone(&go);
     let answer = move |request: Request<Incoming>| {
         let held = Arc::clone(&held);
@@ -174,7 +160,7 @@ async fn the_value_of_a_request_that_was_given_up_stands_in_its_head() {
     server.max_concurrent_streams(1);
     tokio::spawn(server.serve_connection(TokioIo::new(far), service_fn(answer)));
     let insertions = Insertions::default();
-    let stream = InsertingH2::new(Noted(near, Arc::clone(&gone)), insertions.clone());
+    let stream = InsertingH2::new(near, insertions.clone());
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .unwrap();
