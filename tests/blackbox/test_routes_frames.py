@@ -131,6 +131,61 @@ def test_a_bot_that_leaves_before_an_answer_leaves_nobody_a_dead_connection(tmp_
         assert agent.get("/v1/use/it/next").status == 200
 
 
+def test_one_that_is_given_up_early_costs_nobody_the_connection(tmp_path):
+    def serve(connection):
+        connection.answer(connection.request())
+        connection.request()
+        connection.answer(connection.request())
+        connection.request()
+
+    with place(tmp_path, serve) as (upstream, agent):
+        assert agent.get("/v1/use/it/first").status == 200
+        with begin(agent):
+            eventually(lambda: len(upstream.connections[0].heads) == 2, pause=0.01)
+        eventually(lambda: any("note" in r for r in agent.records(event="secret.used")))
+        assert agent.get("/v1/use/it/next").status == 200
+        assert [len(connection.heads) for connection in upstream.connections] == [3]
+
+
+def test_no_bot_pushes_out_the_connection_of_another(tmp_path):
+    """One bot opens more than are kept, each for a request of its own."""
+    go = threading.Event()
+
+    def serve(connection):
+        stream = connection.request()
+        connection.settle()
+        if connection.number > 0:
+            go.wait(30)
+        connection.answer(stream)
+        connection.answer(connection.request())
+        connection.request()
+
+    with place(tmp_path, serve, setting(MAX_CONCURRENT_STREAMS, 1)) as (upstream, agent), contextlib.ExitStack() as many:
+        assert agent.get("/v1/use/it/first", ALICE).status == 200
+        for number in range(1, 132):
+            many.enter_context(begin(agent))
+            eventually(lambda: len(upstream.connections) > number and upstream.connections[number].heads, pause=0.005)
+        assert agent.get("/v1/use/it/second", ALICE).status == 200
+        assert len(upstream.connections[0].heads) == 2
+        go.set()
+
+
+def test_a_connection_that_is_let_go_says_so(tmp_path):
+    """Of two that come at once one is shared, and the other ends in order once it is answered."""
+    ends, both = [], threading.Barrier(2)
+
+    def serve(connection):
+        stream = connection.request()
+        both.wait(20)
+        connection.answer(stream)
+        ends.append((connection.frame()[0], connection.sock.recv(1)))
+
+    with place(tmp_path, serve) as (upstream, agent), begin(agent) as first, begin(agent) as second:
+        assert first.recv(15) == second.recv(15) == b"HTTP/1.1 200 OK"
+        # Without TLS's own goodbye, reading on would have failed.
+        assert eventually(lambda: ends) == [(GOAWAY, b"")]
+
+
 def test_crumbs_that_nobody_reads_end_no_other_answer(tmp_path):
     """Each small frame costs more than its bytes: the library counts that, and ends a connection over it."""
     window, stuck = {}, threading.Event()

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import socket
+import stat
+import struct
 import subprocess
 
 import conformance
@@ -107,6 +109,17 @@ def test_no_moment_of_a_start_refuses_a_user_the_socket():
         going.unlink()
         seen = knocking.communicate(timeout=20)[0]
         assert "let in" in seen and "Permission denied" not in seen, seen
+
+
+def test_a_folders_default_acl_takes_nothing_of_the_sockets_mode():
+    """Of it others may read alone: acl(5), in the bytes of the kernel's `posix_acl_xattr.h`."""
+    entries = [(0x01, 7), (0x04, 5), (0x20, 5)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits, 0xFFFFFFFF) for tag, bits in entries)
+    with Agent(start=False) as agent:
+        os.setxattr(agent.socket.parent, "system.posix_acl_default", acl)
+        agent.start()
+        assert stat.S_IMODE(agent.socket.stat().st_mode) == 0o666
+        assert agent.get("/v1/health", BOB).status == 200
 
 
 def test_a_socket_that_someone_listens_on_is_not_stolen_and_a_dead_one_is_replaced():
